@@ -1,0 +1,47 @@
+# sim2or: from simulation to the operating room. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+SIM2OR := .venv/bin/sim2or
+PIPELINE ?= pipelines/handover.yaml
+RUN ?= $(basename $(notdir $(PIPELINE)))
+FULL ?=
+ROLES := core sim bridge eval learn dev
+
+.PHONY: help setup demo test test-deep lint format lock lock-check collect dataset train evaluate export deploy report clean
+
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z -]+:.*## / {n = split($$1, names, " "); for (i = 1; i <= n; i++) printf "  %-12s %s\n", names[i], $$2}' $(MAKEFILE_LIST)
+
+setup: ## Make .venv from the locked requirements (finds or installs uv and CPython 3.12)
+	@scripts/setup.sh
+
+demo: setup ## The whole product with one command: simulate, record, learn, evaluate, export, deploy
+	@$(SIM2OR) run $(PIPELINE) --run $(RUN)
+
+collect dataset train export deploy report: setup ## One stage of PIPELINE, with what it needs before it
+	@$(SIM2OR) run $(PIPELINE) --run $(RUN) --until $@
+
+evaluate: setup ## The verdict; FULL=1: 300 trials and three training seeds, the worst first
+	@$(SIM2OR) run $(if $(FULL),pipelines/handover-full.yaml,$(PIPELINE)) --run $(RUN) --until evaluate
+
+test: setup ## All tests that need no Docker, GPU or hardware
+	@$(PY) -m pytest -m "not deep" $(ARGS)
+
+test-deep: setup ## What takes longer: soaks, long training (milestones)
+	@$(PY) -m pytest -m deep --timeout=3600 $(ARGS)
+
+lint: setup ## ruff, mypy, import rules
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy shared/src shared/lerobot_policy_sim2or/src services/*/src && .venv/bin/lint-imports --config .importlinter
+
+format: setup ## Format the code
+	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .
+
+lock: ## Compile requirements/*.lock from *.in (one constraints file)
+	@scripts/lock.sh $(ROLES)
+
+lock-check: ## Fail when a lock no longer fits its .in, or two locks disagree
+	@scripts/lock.sh --check $(ROLES)
+
+clean: ## Remove runs/ (episodes, checkpoints, reports)
+	rm -rf runs

@@ -1,0 +1,1 @@
+"""The robot's side: the control loop with the safety kernel in force."""

@@ -1,0 +1,1 @@
+"""Episodes to LeRobot datasets: convert, merge, split, audit."""

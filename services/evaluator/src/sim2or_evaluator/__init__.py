@@ -1,0 +1,1 @@
+"""Trials to verdicts and reports: statistics, plots, pages."""

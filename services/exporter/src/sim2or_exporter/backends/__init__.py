@@ -1,0 +1,1 @@
+"""Engine builders: the only modules that import an inference vendor's library."""

@@ -1,0 +1,1 @@
+"""The inference server: observation in, action chunk out."""

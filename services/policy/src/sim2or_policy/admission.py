@@ -1,0 +1,52 @@
+"""Admission: a model answers only what it was trained for."""
+
+from __future__ import annotations
+
+from sim2or.errors import MessageError, choices
+from sim2or.messages.observation import Observation
+from sim2or.model_card import ModelCard
+
+
+def admit(observation: Observation, card: ModelCard) -> None:
+    """Refuses an observation that the model was not trained for.
+
+    Raises:
+        MessageError: Names every key that does not fit, its value and what would be accepted.
+    """
+    problems = [
+        *_names(observation, card),
+        *_joints(observation, card),
+        *_cameras(observation, card),
+    ]
+    if problems:
+        raise MessageError("; ".join(problems))
+
+
+def _names(observation: Observation, card: ModelCard) -> list[str]:
+    facts = [
+        ("robot", observation.robot, (card.robot,)),
+        ("task", observation.task, (card.task,)),
+        ("request", observation.request, card.requests),
+    ]
+    return [f"{key} {value!r}: {choices(value, valid)}" for key, value, valid in facts if value not in valid]
+
+
+def _joints(observation: Observation, card: ModelCard) -> list[str]:
+    found, expected = len(observation.state_rad), len(card.joints)
+    return (
+        []
+        if found == expected
+        else [f"state_rad has {found} joints: valid: {expected}, {', '.join(card.joints)}"]
+    )
+
+
+def _cameras(observation: Observation, card: ModelCard) -> list[str]:
+    given, expected = observation.images, card.cameras
+    unknown = [f"camera {name!r}: {choices(name, expected)}" for name in sorted(set(given) - set(expected))]
+    missing = [f"camera {name!r} is missing" for name in sorted(set(expected) - set(given))]
+    shapes = [
+        f"camera {name!r} has shape {given[name].shape}: valid: {shape}"
+        for name, shape in expected.items()
+        if name in given and given[name].shape != shape
+    ]
+    return [*unknown, *missing, *shapes]

@@ -1,0 +1,1 @@
+"""What runs a policy: the only modules that import an inference library."""

@@ -1,0 +1,1 @@
+"""Worlds and tasks, experts, rollout workers and the simulated robot."""

@@ -1,0 +1,38 @@
+"""Engines behind the World protocol."""
+
+from __future__ import annotations
+
+from sim2or.contracts.robot import RobotProfile
+from sim2or.contracts.task import TaskProfile
+from sim2or.errors import ConfigError, choices
+
+from sim2or_sim.backends.simulation import Simulation
+
+BACKENDS = ("mujoco",)
+
+
+def make_world(
+    robot: RobotProfile, task: TaskProfile, batch: int = 1, backend: str = "mujoco", render: bool = True
+) -> Simulation:
+    """Makes a batch of simulated worlds.
+
+    Args:
+        robot: The arm.
+        task: The task.
+        batch: How many worlds step together.
+        backend: The engine.
+        render: Whether images will be asked for; without, no GL library is needed.
+
+    Raises:
+        ConfigError: Unknown backend, a batch below one, or no GL library for rendering.
+    """
+    if backend not in BACKENDS:
+        raise ConfigError(f"backend: {backend!r}; {choices(backend, BACKENDS)}")
+    if batch < 1:
+        raise ConfigError(f"batch: {batch}; it must be at least 1")
+    from sim2or_sim.backends.mujoco.gl import choose_gl
+
+    choose_gl(render)
+    from sim2or_sim.backends.mujoco.world import MujocoWorld
+
+    return MujocoWorld(robot, task, batch=batch, render=render)

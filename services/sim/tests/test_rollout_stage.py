@@ -1,0 +1,115 @@
+"""The rollout stage: every scenario once, resumable, and films that show what was judged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sim2or.errors import JobError
+from sim2or.messages.rollout import RolloutSpec
+from sim2or.stage import Cancelled
+from sim2or_sim.rollout import TRIALS, run
+
+
+@dataclass
+class Job:
+    """A context without a bus; it can be told to stop after some trials."""
+
+    work: Path
+    shard: int = 0
+    shards: int = 1
+    stop_after: int = 1000
+    inputs: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    digests: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def progress(self, done: float, total: float, unit: str, **metrics: float) -> None:
+        if done >= self.stop_after:
+            raise Cancelled
+
+
+def spec(**changes: object) -> RolloutSpec:
+    return RolloutSpec.model_validate(
+        {"trials": 4, "actor": "expert", "list": "validation", "films_successes": 0, "films_failures": 0}
+        | changes
+    )
+
+
+def lines(work: Path) -> list[dict]:
+    return [json.loads(line) for line in (work / "rollouts" / TRIALS).read_text().splitlines()]
+
+
+def test_the_expert_succeeds_and_the_kernel_does_not_touch_its_motion(tmp_path: Path) -> None:
+    """The safety limits leave room for nominal motion: no reason is given in any trial."""
+    result = run(spec(), Job(tmp_path))
+    assert (result.summary["trials"], result.summary["successes"]) == (4, 4)
+    for trial in lines(tmp_path):
+        assert trial["safety"] == {}
+        assert trial["holds"] == trial["stale"] == 0
+        assert 0.2 < trial["path_length_m"] < 1.5
+        assert trial["time_s"] == pytest.approx(trial["steps"] / 30, abs=1e-5)
+
+
+def test_shards_cover_the_list_exactly_once(tmp_path: Path) -> None:
+    """Three shards of four scenarios: every seed in exactly one of them, offset respected."""
+    seeds = []
+    for shard in range(3):
+        work = tmp_path / str(shard)
+        work.mkdir()
+        run(spec(actor="random", offset=2), Job(work, shard, 3))
+        seeds += [trial["seed"] for trial in lines(work)]
+    assert sorted(seeds) == [900002, 900003, 900004, 900005]
+
+
+def test_a_stopped_job_goes_on_where_it_was_and_ends_the_same(tmp_path: Path) -> None:
+    """Finished trials are kept, a torn line is done again, the record equals an undisturbed job's."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    run(spec(), Job(whole))
+    with pytest.raises(Cancelled):
+        run(spec(), Job(broken, stop_after=2))
+    assert len(lines(broken)) == 2
+    with (broken / "rollouts" / TRIALS).open("a") as file:
+        file.write('{"seed": 900002, "succ')
+    run(spec(), Job(broken))
+
+    def timeless(trials: list[dict]) -> list[dict]:
+        return [{k: v for k, v in trial.items() if not k.startswith("inference")} for trial in trials]
+
+    assert timeless(lines(broken)) == timeless(lines(whole))
+
+
+def test_a_film_replays_the_trial_that_was_judged(tmp_path: Path) -> None:
+    """The pictures come from a replay of the recorded commands, which ends as the trial did."""
+    run(spec(trials=2, films_successes=1, film_height_px=48), Job(tmp_path))
+    filmed = [trial for trial in lines(tmp_path) if "replayed_alike" in trial]
+    assert [trial["replayed_alike"] for trial in filmed] == [True]
+    with np.load(tmp_path / "rollouts" / f"trial_{filmed[0]['seed']}.npz") as film:
+        frames, commanded = film["frames_room"], film["commanded_rad"]
+    assert frames.shape == ((filmed[0]["steps"] + 1) // 2 + 1, 48, 64, 3)
+    assert commanded.shape == (filmed[0]["steps"], 6)
+    assert frames.std() > 10
+
+
+def test_chance_does_not_hand_over_instruments(tmp_path: Path) -> None:
+    """The random baseline fails, within every limit, and is recorded as a failure."""
+    result = run(spec(actor="random", trials=2), Job(tmp_path))
+    assert result.summary["successes"] == 0
+    assert all(trial["failure"] for trial in lines(tmp_path))
+
+
+def test_a_policy_without_an_artifact_is_refused(tmp_path: Path) -> None:
+    """The error names the missing input and the actors that need none."""
+    with pytest.raises(JobError, match=r"input 'policy'.*expert, random"):
+        run(spec(actor="policy"), Job(tmp_path))
+
+
+def test_a_policy_without_a_server_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the setting."""
+    monkeypatch.delenv("SIM2OR_POLICY_ENDPOINT", raising=False)
+    with pytest.raises(JobError, match="SIM2OR_POLICY_ENDPOINT"):
+        run(spec(actor="policy"), Job(tmp_path, digests={"policy": ["sha256:1"]}))

@@ -1,0 +1,210 @@
+"""The MuJoCo world: reproducible, true to its profiles, honest about what is sensed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from sim2or.contracts.kinematics import Kinematics
+from sim2or.contracts.robot import load_robot
+from sim2or.contracts.scenario import Scenario, sample_scenario, sample_visuals
+from sim2or.contracts.task import load_task
+from sim2or.errors import ConfigError, MessageError
+from sim2or_sim.backends import make_world
+from sim2or_sim.backends.mujoco.delay import Delay
+from sim2or_sim.backends.mujoco.gl import loads
+from sim2or_sim.backends.mujoco.scene import build_scene
+from sim2or_sim.backends.mujoco.world import MujocoWorld
+
+ROBOT, TASK = load_robot("so101"), load_task("handover")
+HOME = np.array(ROBOT.home_rad, dtype=np.float32)
+
+
+def _plain(instrument: str = "scalpel", **change: object) -> Scenario:
+    base = Scenario(task=TASK.name, seed=0, instrument=instrument, request=TASK.requests[instrument])
+    return base.model_copy(update=change)
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[MujocoWorld]:
+    made = make_world(ROBOT, TASK, render=False)
+    yield made
+    made.close()
+
+
+def _wave(world: MujocoWorld, scenario: Scenario, ticks: int = 40) -> np.ndarray:
+    world.reset([scenario])
+    rows = []
+    for tick in range(ticks):
+        target = HOME + np.float32(0.15 * np.sin(tick / 5.0))
+        world.step(target[None])
+        rows.append(world.snapshot()["state"])
+    return np.array(rows)
+
+
+def test_same_scenario_is_bit_identical(world: MujocoWorld) -> None:
+    """A scenario replayed after another one gives the very same bits: reset leaves nothing behind."""
+    scenario = sample_scenario(TASK, 900001)
+    first = _wave(world, scenario)
+    _wave(world, sample_scenario(TASK, 900004))
+    assert np.array_equal(first, _wave(world, scenario))
+
+
+def test_worlds_of_a_batch_do_not_touch() -> None:
+    """The second world of a batch moves exactly as it would alone, and its reset leaves the first running."""
+    batch, alone = make_world(ROBOT, TASK, batch=2, render=False), make_world(ROBOT, TASK, render=False)
+    scenario = sample_scenario(TASK, 900002)
+    batch.reset([sample_scenario(TASK, 900000), scenario])
+    alone.reset([scenario])
+    for _ in range(5):
+        batch.step(np.stack([HOME + 0.1, HOME]))
+        alone.step(HOME[None])
+    assert np.array_equal(batch.snapshot(1)["state"], alone.snapshot()["state"])
+    batch.reset([scenario], ids=[1])
+    assert batch.sense(0, cameras=False).time_ns == round(5e9 / 30)
+    assert batch.sense(1, cameras=False).time_ns == 0
+
+
+@pytest.mark.parametrize("instrument", list(TASK.instruments))
+def test_model_has_the_profile_in_it(instrument: str) -> None:
+    """Joint ranges, link masses and the instrument's mass in the model are those of the profiles."""
+    model = build_scene(ROBOT, TASK, instrument)
+    for joint in ROBOT.joints:
+        np.testing.assert_allclose(model.joint(joint.name).range, [joint.lower_rad, joint.upper_rad])
+    for body in ROBOT.bodies:
+        assert model.body(body.name).mass[0] == pytest.approx(body.mass_kg)
+    assert model.body("instrument").mass[0] == pytest.approx(TASK.instruments[instrument].mass_kg)
+
+
+def test_scenario_changes_masses_and_frictions(world: MujocoWorld) -> None:
+    """Mass and both friction factors reach the model, and the next scenario starts from nominal again."""
+    world.reset([_plain(mass_factor=1.2, grip_friction_factor=0.7, table_friction_factor=1.3)])
+    model = world._rooms[0].model
+    assert model.body("instrument").mass[0] == pytest.approx(1.2 * TASK.instruments["scalpel"].mass_kg)
+    assert model.geom("pad_fixed").friction[0] == pytest.approx(0.7 * ROBOT.tool.pad_friction.slide)
+    assert model.geom("tray_0").friction[0] == pytest.approx(1.3 * TASK.tray.friction.slide)
+    world.reset([_plain()])
+    assert model.body("instrument").mass[0] == pytest.approx(TASK.instruments["scalpel"].mass_kg)
+
+
+def test_truth_agrees_with_the_profiles_kinematics(world: MujocoWorld) -> None:
+    """The instrument seen from the grasp point and our own forward kinematics give its place in the base."""
+    world.reset([sample_scenario(TASK, 900003)])
+    for _ in range(5):
+        world.step((HOME + 0.05)[None])
+    truth, sensed = world.truth(), world.sense(cameras=False)
+    kinematics = Kinematics(ROBOT)
+    gripper = kinematics.body_poses(sensed.position_rad)[kinematics.body_names.index(ROBOT.tool.body)]
+    found = kinematics.grasp_position(sensed.position_rad) + gripper[:3, :3] @ truth.instrument[6:9]
+    np.testing.assert_allclose(found, truth.instrument[:3], atol=1e-5)
+
+
+def test_instrument_lies_where_the_scenario_says(world: MujocoWorld) -> None:
+    """At reset the instrument is at the tray's centre plus the offset, its tip toward −y turned by yaw."""
+    world.reset([_plain(x_m=0.02, y_m=-0.03, yaw_rad=0.5)])
+    at = world.truth().instrument
+    np.testing.assert_allclose(at[:2], [0.235 + 0.02, -0.05 - 0.03], atol=1e-6)
+    np.testing.assert_allclose(at[3:6], [np.sin(0.5), -np.cos(0.5), 0.0], atol=1e-6)
+
+
+def test_sensing_tells_no_secrets(world: MujocoWorld) -> None:
+    """The robot's sensors report joints, images and time only, and without asking for cameras no image."""
+    world.reset([_plain()])
+    sensed = world.sense(cameras=False)
+    assert set(vars(sensed)) == {"position_rad", "velocity_radps", "images", "time_ns"}
+    assert sensed.images == {}
+    np.testing.assert_allclose(sensed.position_rad, HOME, atol=1e-6)
+
+
+def test_lag_holds_a_command_back(world: MujocoWorld) -> None:
+    """With 50 ms of lag the arm has not moved after one period (33 ms); without lag it has."""
+    moved = {}
+    for lag_s in (0.0, 0.05):
+        world.reset([_plain(lag_s=lag_s)])
+        world.step((HOME + np.float32(0.1))[None])
+        moved[lag_s] = abs(float(world.sense(cameras=False).position_rad[0] - HOME[0]))
+    assert moved[0.0] > 0.02
+    assert moved[0.05] < 1e-3
+
+
+def test_delay_splits_a_period() -> None:
+    """A delay of 30 steps at 20 a period plays ten of the command two before, then ten of the one before."""
+    start, one, two = (np.full(1, value) for value in (0.0, 1.0, 2.0))
+    delay = Delay(30, 20, start)
+    assert delay.pieces(one) == [(start, 10), (start, 10)]
+    assert delay.pieces(two) == [(start, 10), (one, 10)]
+    assert Delay(0, 20, start).pieces(one) == [(one, 20)]
+
+
+def test_broken_physics_is_a_failure_not_an_exception(world: MujocoWorld) -> None:
+    """When the state becomes NaN the episode fails as unstable and everything reported stays finite."""
+    world.reset([_plain()])
+    world.step(HOME[None])
+    world._rooms[0].data.qvel[0] = np.nan
+    world.step(HOME[None])
+    world.step(HOME[None])
+    truth, sensed = world.truth(), world.sense(cameras=False)
+    assert (truth.done, truth.success, truth.failure) == (True, False, "unstable")
+    assert np.isfinite(truth.instrument).all()
+    assert np.isfinite(sensed.position_rad).all()
+    world.reset([_plain()])
+    assert not world.truth().done
+
+
+@pytest.mark.parametrize("targets", [np.zeros(6), np.zeros((2, 6)), np.full((1, 6), np.nan)])
+def test_wrong_targets_are_refused(world: MujocoWorld, targets: np.ndarray) -> None:
+    """A wrong shape or a number that is not finite never reaches the physics."""
+    world.reset([_plain()])
+    with pytest.raises(MessageError, match=r"targets_rad has shape"):
+        world.step(targets)
+
+
+def test_wrong_calls_are_refused(world: MujocoWorld) -> None:
+    """An impossible scenario, an unknown backend, an empty batch and images without GL are refused."""
+    with pytest.raises(ConfigError, match="yaw_rad = 3 is impossible"):
+        world.reset([_plain(yaw_rad=3.0)])
+    with pytest.raises(ConfigError, match="2 scenarios for 1 worlds"):
+        world.reset([_plain(), _plain()])
+    with pytest.raises(ConfigError, match=r"'mujocoo'.*did you mean 'mujoco'"):
+        make_world(ROBOT, TASK, backend="mujocoo")
+    with pytest.raises(ConfigError, match="batch: 0"):
+        make_world(ROBOT, TASK, batch=0)
+    world.reset([_plain()])
+    with pytest.raises(ConfigError, match="render=False"):
+        world.sense()
+
+
+def test_never_reset_world_says_so() -> None:
+    """Reading a world before its first reset is refused with what to do."""
+    with pytest.raises(ConfigError, match=r"never reset: call reset\(\)"):
+        make_world(ROBOT, TASK, render=False).truth()
+
+
+@pytest.mark.skipif(not (loads("egl") or loads("osmesa")), reason="no GL library on this machine")
+def test_cameras_show_instrument_and_changed_looks() -> None:
+    """Both cameras give images of the declared size that see the instrument and follow the visuals."""
+    world = make_world(ROBOT, TASK)
+    world.reset([_plain("forceps", x_m=-0.02)])
+    before = world.sense().images
+    assert {name: image.shape for name, image in before.items()} == {
+        "wrist": (96, 96, 3),
+        "room": (96, 96, 3),
+    }
+    for image in before.values():
+        red, green, blue = (image[..., channel].astype(int) for channel in range(3))
+        assert ((green > 2 * red) & (green > 2 * blue)).sum() > 20
+    world.redraw_visuals(0, np.random.default_rng(0))
+    assert any(not np.array_equal(before[name], image) for name, image in world.sense().images.items())
+    assert world.render("overview", height=48, width=64).shape == (48, 64, 3)
+    with pytest.raises(ConfigError, match=r"'rom'.*did you mean 'room'"):
+        world.render("rom", height=48, width=64)
+    world.close()
+    world.close()
+
+
+def test_looks_leave_the_motion_alone(world: MujocoWorld) -> None:
+    """Light, hue and cameras change nothing in the physics."""
+    plain = _wave(world, _plain(), 10)
+    looks = _plain(visuals=sample_visuals(TASK, np.random.default_rng(3)))
+    assert np.array_equal(plain, _wave(world, looks, 10))

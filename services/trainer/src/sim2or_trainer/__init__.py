@@ -1,0 +1,1 @@
+"""Trains LeRobot policies with resumable checkpoints."""

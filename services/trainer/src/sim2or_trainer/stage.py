@@ -1,0 +1,236 @@
+"""The train stage: a dataset to a checkpoint. Pure: spec and context in, files out; resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from sim2or.contracts.robot import RobotProfile, load_robot
+from sim2or.contracts.task import TaskProfile, load_task
+from sim2or.dataset_card import DatasetCard, check_dataset
+from sim2or.errors import ConfigError, JobError
+from sim2or.messages.train import TrainSpec
+from sim2or.stage import Context, Stage, StageResult
+from torch import Tensor
+
+from sim2or_trainer import resume
+from sim2or_trainer.backends.lerobot import Recipe, make_recipe, read_metadata, read_table, read_videos
+from sim2or_trainer.card import make_card
+from sim2or_trainer.frames import Batches, Frames, Order, training_rows
+from sim2or_trainer.journal import Journal
+from sim2or_trainer.memory import keep_freed_memory
+from sim2or_trainer.threads import Threads
+from sim2or_trainer.training import Training, learning_rate, parameter_count
+
+JOURNAL_FILE = "train_log.jsonl"
+CHECKPOINT_DIRECTORY = "checkpoint"
+RESUME_DIRECTORY = "resume"
+EVAL_BATCH = 128
+
+
+def run(spec: TrainSpec, context: Context) -> StageResult:
+    """Trains a policy on a dataset.
+
+    Args:
+        spec: What and how.
+        context: ``inputs["dataset"]`` is one LeRobot dataset with our card.
+
+    Raises:
+        ConfigError: The dataset, the policy, the robot and the task do not fit one another.
+        JobError: The loss is not finite, or the dataset is damaged.
+    """
+    root = _dataset(context)
+    robot, task = load_robot(spec.robot), load_task(spec.task)
+    card = check_dataset(root, robot, task)
+    keep_freed_memory()
+    torch.manual_seed(spec.seed)
+    metadata = read_metadata(root)
+    recipe = make_recipe(spec, metadata, task, card)
+
+    def decoded(done: int, total: int) -> None:
+        context.progress(0, spec.steps, "steps", decoded_share=done / total)
+
+    begun_s, cores = time.monotonic(), len(os.sched_getaffinity(0))
+    frames = _load(root, metadata, card, recipe, threads=cores, decoded=decoded)
+    decode_s = time.monotonic() - begun_s
+    session = Session(spec, context, recipe, frames, card)
+    session.train()
+    return _finish(session, robot, task, card, decode_s=decode_s)
+
+
+STAGES: Mapping[str, Stage[Any]] = {"train": Stage("train", TrainSpec, run)}
+
+
+class Session:
+    """One attempt at a training job."""
+
+    def __init__(
+        self, spec: TrainSpec, context: Context, recipe: Recipe, frames: Frames, card: DatasetCard
+    ) -> None:
+        """Sets up, from the newest checkpoint where there is one."""
+        self.spec, self.context, self.recipe, self.frames = spec, context, recipe, frames
+        ranges = [(int(f), int(e)) for f, e in _episode_rows(card)]
+        train = training_rows(frames, [ranges[n] for n in card.split_episodes("train")])
+        held_out = training_rows(frames, [ranges[n] for n in card.split_episodes("validation")])
+        if not len(train):
+            raise JobError("the dataset's train split is empty; collect more demonstrations")
+        self.train_rows, self.held_out_rows = train, _thin(held_out, spec.eval_frames)
+        self.order = Order(train, batch_size=spec.batch_size, seed=spec.seed)
+        self.batches = Batches(frames, recipe, dtype=torch.bfloat16 if spec.bf16 else torch.float32)
+        self.eval_batches = Batches(frames, recipe, dtype=torch.float32)
+        self.training = Training(recipe.policy, spec)
+        self.threads = Threads(spec.threads)
+        self.step, self.train_s = 0, 0.0
+        self.heldout_loss: float | None = None
+        self.resumed_from = self._resume()
+        self.journal = Journal(context.work / JOURNAL_FILE, step=self.step)
+        self.latest: dict[str, float] = {}
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the wall limit ended training."""
+        return self.step < self.spec.steps
+
+    def train(self) -> None:
+        """Takes the remaining steps."""
+        spec = self.spec
+        begun_s, before_s = time.monotonic(), self.train_s
+        while self.step < spec.steps and not self._out_of_time():
+            self._step()
+            self.train_s = before_s + time.monotonic() - begun_s
+            last = self.step == spec.steps or self._out_of_time()
+            if last or self.step % spec.eval_every_steps == 0:
+                self._evaluate()
+            if last or self.step % spec.log_every_steps == 0:
+                self._report()
+            if last or self.step % spec.checkpoint_every_steps == 0:
+                self._save()
+
+    def _step(self) -> None:
+        torch.set_num_threads(self.threads.count)
+        begun_s = time.monotonic()
+        self.latest = self.training.step(self.step, self.batches.make(self.order.step(self.step)))
+        self.threads.took(time.monotonic() - begun_s)
+        self.step += 1
+
+    def _out_of_time(self) -> bool:
+        return self.spec.wall_limit_s is not None and self.train_s >= self.spec.wall_limit_s
+
+    def _evaluate(self) -> None:
+        if len(self.held_out_rows):
+            self.heldout_loss = self.training.held_out_loss(self._held_out_batches())
+
+    def _held_out_batches(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        for rows in self.held_out_rows.split(EVAL_BATCH):
+            yield len(rows), self.eval_batches.make(rows)
+
+    def _report(self) -> None:
+        held_out = {} if self.heldout_loss is None else {"heldout_loss": self.heldout_loss}
+        rate = learning_rate(self.step - 1, self.spec)
+        self.journal.add(step=self.step, train_s=round(self.train_s, 3), lr=rate, **self.latest, **held_out)
+        self.context.progress(self.step, self.spec.steps, "steps", **self.latest, **held_out)
+
+    def _save(self) -> None:
+        progress = resume.Progress(self._question(), self.step, self.train_s, self.heldout_loss)
+        resume.save(self.context.work / RESUME_DIRECTORY, progress, self.training.tensors())
+
+    def _resume(self) -> int:
+        found = resume.newest(self.context.work / RESUME_DIRECTORY, self._question())
+        if found is None:
+            return 0
+        progress, tensors = found
+        self.training.restore(tensors)
+        self.step, self.train_s, self.heldout_loss = progress.step, progress.train_s, progress.heldout_loss
+        return self.step
+
+    def _question(self) -> str:
+        """A digest of what decides the result: the spec (a time limit aside) and the dataset."""
+        spec = self.spec.model_dump(mode="json", exclude={"wall_limit_s", "threads"})
+        asked = [spec, list(self.context.digests.get("dataset", ())), len(self.train_rows)]
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def _dataset(context: Context) -> Path:
+    found = list(context.inputs.get("dataset", ()))
+    if len(found) != 1:
+        raise ConfigError(
+            f"train takes one input of role dataset; {len(found)} were given: --input dataset=DIR"
+        )
+    return Path(found[0])
+
+
+def _load(
+    root: Path,
+    metadata: Any,
+    card: DatasetCard,
+    recipe: Recipe,
+    *,
+    threads: int,
+    decoded: Callable[[int, int], None],
+) -> Frames:
+    """Reads the table, and the videos when the policy sees."""
+    columns = read_table(root, metadata)
+    images = (
+        read_videos(root, metadata, threads=threads, decoded=decoded)
+        if recipe.policy.config.image_features
+        else {}
+    )
+    ranges = _episode_rows(card)
+    first = torch.cat([torch.full((end - begin,), begin) for begin, end in ranges])
+    last = torch.cat([torch.full((end - begin,), end - 1) for begin, end in ranges])
+    request = [episode.request for episode in card.episodes for _ in range(episode.frames)]
+    return Frames(columns, images, first, last, request)
+
+
+def _episode_rows(card: DatasetCard) -> list[tuple[int, int]]:
+    """Each episode's first row and one past its last."""
+    ranges, begin = [], 0
+    for episode in card.episodes:
+        ranges.append((begin, begin + episode.frames))
+        begin += episode.frames
+    return ranges
+
+
+def _thin(rows: Tensor, most: int) -> Tensor:
+    """At most so many rows, spread evenly."""
+    if len(rows) <= most:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, most).round().long()]
+
+
+def _finish(
+    session: Session, robot: RobotProfile, task: TaskProfile, card: DatasetCard, *, decode_s: float
+) -> StageResult:
+    """Writes the checkpoint artifact."""
+    spec, recipe = session.spec, session.recipe
+    summary: dict[str, Any] = {
+        "policy": spec.policy,
+        "preset": "state (PRIVILEGED)" if recipe.privileged else spec.preset,
+        "parameters": parameter_count(recipe.policy),
+        "seed": spec.seed,
+        "steps": session.step,
+        "cut_short": session.cut_short,
+        "resumed_from_step": session.resumed_from,
+        "episodes": len(card.split_episodes("train")),
+        "frames": len(session.train_rows),
+        "heldout_episodes": len(card.split_episodes("validation")),
+        "heldout_loss": session.heldout_loss,
+        "train_s": round(session.train_s, 2),
+        "decode_s": round(decode_s, 2),
+        "step_ms": round(1e3 * session.train_s / session.step, 2),
+        **session.latest,
+    }
+    directory = session.context.work / CHECKPOINT_DIRECTORY
+    shutil.rmtree(directory, ignore_errors=True)
+    recipe.save(session.training.finished(), directory)
+    sources = {"dataset": tuple(session.context.digests.get("dataset", ()))}
+    make_card(recipe, robot, task, card, sources=sources, figures=summary).write(directory)
+    shutil.copyfile(session.journal.path, directory / JOURNAL_FILE)
+    return StageResult(outputs={"checkpoint": directory}, summary=summary)

@@ -1,0 +1,1 @@
+"""Content-addressed artifacts that know what they were made from."""

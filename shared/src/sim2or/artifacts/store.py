@@ -1,0 +1,296 @@
+"""The content-addressed store: files by digest, artifacts by the digest of their manifest.
+
+Layout under the root::
+
+    objects/ab/cdef…      file contents, read-only
+    manifests/ab/cdef….json
+    checkouts/<hex>/      read-only trees of hard links, made on demand
+    quarantine/           objects whose bytes no longer match their name
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sim2or.artifacts.manifest import FileEntry, Manifest
+from sim2or.errors import ConfigError, JobError
+
+PLACE_ATTEMPTS = 3
+"""How often a checkout is put in place of a damaged one."""
+
+
+class Store:
+    """Keeps artifacts as read-only trees of files.
+
+    Every write is a temporary name, fsync, rename and fsync of the directory: what has a name is complete.
+    Writing the same content twice gives the same digest, so a repeated job does no harm.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("objects", "manifests", "checkouts"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+
+    def put(
+        self,
+        path: Path,
+        *,
+        kind: str,
+        meta: Mapping[str, Any] | None = None,
+        parents: Mapping[str, Sequence[str]] | None = None,
+        key: str = "",
+        producer: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Stores a file or a tree as an artifact.
+
+        Files are taken over by hard link where the file system allows it: call ``take_back``
+        before writing to them again.
+
+        Args:
+            path: A file or a directory without symbolic links.
+            kind: The artifact's kind.
+            meta: Facts that belong to the content.
+            parents: Input role to digests, which must exist in this store.
+            key: The result key.
+            producer: Who made it and how it went.
+
+        Returns:
+            The stored manifest.
+
+        Raises:
+            JobError: The path is missing or empty, holds a link, or a parent is unknown.
+        """
+        for role, digests in (parents or {}).items():
+            for digest in digests:
+                if not self._manifest_path(digest).exists():
+                    raise JobError(f"parent {role}={digest} is not in the store {self.root}; store it first")
+        files = tuple(self._take(file, name) for file, name in _files(path))
+        manifest = Manifest(
+            kind=kind,
+            files=files,
+            meta=dict(meta or {}),
+            parents={role: tuple(digests) for role, digests in (parents or {}).items()},
+            key=key,
+            producer=dict(producer or {}),
+        )
+        target = self._manifest_path(manifest.digest)
+        if not target.exists():
+            _write(target, manifest.model_dump_json(indent=1).encode())
+        return manifest
+
+    def manifest(self, digest: str) -> Manifest:
+        """Reads an artifact's manifest and checks that it is the one asked for.
+
+        Raises:
+            ConfigError: No such artifact.
+            JobError: The manifest on disk was altered.
+        """
+        path = self._manifest_path(digest)
+        if not path.exists():
+            raise ConfigError(f"no artifact {digest} in {self.root}; `sim2or lineage` lists what is there")
+        try:
+            manifest = Manifest.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise JobError(f"{path} is not a manifest: {error}") from error
+        if manifest.digest != digest:
+            raise JobError(f"{path} was altered: its content has digest {manifest.digest}")
+        return manifest
+
+    def checkout(self, digest: str) -> Path:
+        """Gives a read-only directory with the artifact's files; their bytes are verified when it is made.
+
+        Raises:
+            ConfigError: No such artifact.
+            JobError: A file is missing or its bytes no longer match; it was moved to quarantine.
+        """
+        target = self.root / "checkouts" / digest.removeprefix("sha256:")
+        manifest = self.manifest(digest)
+        if self._whole(target, manifest):
+            return target
+        staging = self.root / "checkouts" / f".{uuid.uuid4().hex}"
+        for entry in manifest.files:
+            self._verify(entry)
+            link = staging / entry.path
+            link.parent.mkdir(parents=True, exist_ok=True)
+            os.link(self._object_path(entry.digest), link)
+        self._place(staging, target, manifest)
+        return target
+
+    def holds(self, digest: str) -> bool:
+        """Whether the artifact and every one of its files are here; their bytes are not read."""
+        try:
+            manifest = self.manifest(digest)
+        except (ConfigError, JobError):
+            return False
+        return all(_same_size(self._object_path(entry.digest), entry) for entry in manifest.files)
+
+    def find(self, prefix: str) -> str:
+        """Completes an abbreviated digest.
+
+        Raises:
+            ConfigError: None or several artifacts start with it.
+        """
+        wanted = prefix.removeprefix("sha256:")
+        found = [digest for digest in self.digests() if digest.removeprefix("sha256:").startswith(wanted)]
+        if len(found) == 1 and wanted:
+            return found[0]
+        shown = ", ".join(digest[:19] for digest in found[:5]) or "none"
+        raise ConfigError(f"{len(found)} artifacts start with {prefix!r} ({shown}); give more digits")
+
+    def digests(self) -> Iterator[str]:
+        """Every artifact's digest, sorted."""
+        for path in sorted((self.root / "manifests").glob("??/*.json")):
+            yield f"sha256:{path.parent.name}{path.stem}"
+
+    def _take(self, file: Path, name: str) -> FileEntry:
+        digest, size = _hash(file)
+        target = self._object_path(digest)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.parent / f".{uuid.uuid4().hex}"
+            try:
+                os.link(file, temporary)
+            except OSError:  # another file system
+                shutil.copyfile(file, temporary)
+            temporary.chmod(0o444)
+            sync(temporary)
+            temporary.rename(target)
+            sync(target.parent)
+        return FileEntry(path=name, digest=digest, size_bytes=size)
+
+    def _whole(self, target: Path, manifest: Manifest) -> bool:
+        """Whether a checkout has every file, each a link to the object in the store."""
+        return target.is_dir() and all(
+            _same_file(target / entry.path, self._object_path(entry.digest))
+            and _same_size(target / entry.path, entry)
+            for entry in manifest.files
+        )
+
+    def _place(self, staging: Path, target: Path, manifest: Manifest) -> None:
+        """Gives a new checkout its name, in place of a damaged one if there is one."""
+        for _ in range(PLACE_ATTEMPTS):
+            try:
+                staging.rename(target)
+                return
+            except OSError:
+                if self._whole(target, manifest):  # another process made it first
+                    shutil.rmtree(staging)
+                    return
+            aside = target.with_name(f".{uuid.uuid4().hex}")
+            with contextlib.suppress(FileNotFoundError):  # another process moved it
+                target.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging)
+        raise JobError(
+            f"{target} is damaged and came back {PLACE_ATTEMPTS} times; see who writes there, and remove it"
+        )
+
+    def _verify(self, entry: FileEntry) -> None:
+        path = self._object_path(entry.digest)
+        if not path.exists():
+            raise JobError(
+                f"{entry.path}: object {entry.digest} is missing from {self.root}; rerun its stage"
+            )
+        digest, _ = _hash(path)
+        if digest != entry.digest:
+            quarantine = self.root / "quarantine"
+            quarantine.mkdir(exist_ok=True)
+            path.rename(quarantine / path.name)
+            raise JobError(
+                f"{entry.path}: stored bytes have digest {digest}, expected {entry.digest}; "
+                f"moved to {quarantine}; rerun its stage"
+            )
+
+    def _object_path(self, digest: str) -> Path:
+        return self.root / "objects" / _split(digest)
+
+    def _manifest_path(self, digest: str) -> Path:
+        return self.root / "manifests" / f"{_split(digest)}.json"
+
+
+def _split(digest: str) -> Path:
+    hexa = digest.removeprefix("sha256:")
+    if len(hexa) != 64 or not all(c in "0123456789abcdef" for c in hexa):
+        raise ConfigError(f"{digest!r} is not a digest; expected 'sha256:' and 64 hex digits")
+    return Path(hexa[:2]) / hexa[2:]
+
+
+def _files(path: Path) -> Iterator[tuple[Path, str]]:
+    if path.is_file() and not path.is_symlink():
+        yield path, path.name
+        return
+    found = sorted(p for p in path.rglob("*") if not p.is_dir() or p.is_symlink())
+    if not found:
+        raise JobError(f"{path} holds no file to store")
+    for file in found:
+        if file.is_symlink() or not file.is_file():
+            raise JobError(f"{file} is a link or a special file; an artifact holds plain files only")
+        yield file, file.relative_to(path).as_posix()
+
+
+def _hash(path: Path) -> tuple[str, int]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return f"sha256:{digest.hexdigest()}", file.tell()
+
+
+def _same_size(path: Path, entry: FileEntry) -> bool:
+    return path.is_file() and path.stat().st_size == entry.size_bytes
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    return path.exists() and other.exists() and path.samefile(other)
+
+
+def _write(target: Path, data: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{uuid.uuid4().hex}"
+    temporary.write_bytes(data)
+    sync(temporary)
+    temporary.rename(target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Flushes a file or a directory to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fresh_directory(path: Path) -> Path:
+    """Makes an empty directory, for what is quicker made again than resumed; what was there is removed."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
+
+
+def take_back(directory: Path) -> None:
+    """Gives a directory its own, writable copy of each file that shares its bytes with a store.
+
+    ``Store.put`` takes files over by hard link. Whoever goes on in a directory that was put already calls
+    this first: writing to such a file would write into the store.
+    """
+    for path in sorted(directory.rglob("*")):
+        if path.is_symlink() or not path.is_file() or path.stat().st_nlink == 1:
+            continue
+        private = path.with_name(f".{uuid.uuid4().hex}")
+        shutil.copyfile(path, private)
+        private.rename(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file that is either complete or absent."""
+    _write(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")

@@ -1,0 +1,331 @@
+"""``sim2or``: run pipelines, watch them, and look at what they made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table as Grid
+from typer.core import TyperGroup
+
+from sim2or.errors import ConfigError, Sim2OrError
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+class CleanGroup(TyperGroup):
+    """Shows our own errors as plain lines instead of tracebacks."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command; an error of the ``Sim2OrError`` tree exits with status 2."""
+        try:
+            return super().invoke(ctx)
+        except Sim2OrError as error:
+            err.print(f"sim2or: {error}", markup=False, soft_wrap=True)
+            raise SystemExit(EXIT_ERROR) from None
+
+
+app = typer.Typer(cls=CleanGroup, no_args_is_help=True, add_completion=False, help=__doc__)
+jobs_app = typer.Typer(no_args_is_help=True, help="Look at jobs, cancel and retry them.")
+app.add_typer(jobs_app, name="jobs")
+
+RunOption = Annotated[str, typer.Option("--run", help="Name of the run: its directory under runs/.")]
+ScaleOption = Annotated[list[str] | None, typer.Option("--scale", help="service=count, may be repeated.")]
+
+
+@app.command()
+def run(
+    pipeline: Annotated[Path, typer.Argument(help="A pipeline file, for example pipelines/handover.yaml.")],
+    name: RunOption = "",
+    until: Annotated[str, typer.Option(help="Stop after this step.")] = "",
+    scale: ScaleOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Ask every question anew.")] = False,
+) -> None:
+    """Run a pipeline; go on where it was stopped, reuse what is finished."""
+    from sim2or.cli.run import run_pipeline
+
+    run_pipeline(pipeline, name=name, until=until, scale=scale or [], force=force, console=out)
+
+
+@app.command()
+def up(
+    name: RunOption = "default",
+    scale: ScaleOption = None,
+    services: Annotated[str, typer.Option(help="Comma-separated; all by default.")] = "",
+) -> None:
+    """Start all services of a run directory and keep them running until Ctrl-C."""
+    from sim2or import log
+    from sim2or.settings import load_settings
+    from sim2or.stages import load_table
+    from sim2or.supervisor import Supervisor, default_counts, scaled, supervise
+
+    log.configure("supervisor")
+    settings = load_settings()
+    table = load_table(settings.plugins)
+    only = [part for part in services.split(",") if part] or None
+    for service in only or []:
+        table_service(table.services, service)
+    run_dir = run_directory(name)
+    counts = scaled(default_counts(table, only), scale or [])
+    supervise(Supervisor(run_dir, table, counts, settings.model_copy(update={"run_dir": run_dir})))
+
+
+@app.command()
+def validate(pipeline: Annotated[Path, typer.Argument(help="A pipeline file.")]) -> None:
+    """Check a pipeline without running anything; show its steps."""
+    from sim2or.pipeline import load_pipeline
+    from sim2or.settings import load_settings
+    from sim2or.stages import load_table
+
+    found = load_pipeline(pipeline, load_table(load_settings().plugins))
+    grid = Grid("step", "stage", "service", "jobs", "needs", box=None)
+    for step in found.steps:
+        needs = ", ".join(sorted(step.before)) or "–"
+        grid.add_row(step.id, step.info.name, step.info.service, str(step.jobs), needs)
+    out.print(grid)
+    out.print(f"{pipeline}: valid, {len(found.steps)} steps", markup=False)
+
+
+@app.command()
+def stages() -> None:
+    """List the stages: who runs them, what they take and make."""
+    from sim2or.settings import load_settings
+    from sim2or.stages import load_table
+
+    grid = Grid("stage", "service", "takes", "makes", box=None)
+    for info in load_table(load_settings().plugins).stages.values():
+        takes = ", ".join(
+            f"{role}: {'|'.join(r.kinds)}{'…' if r.many else ''}{'' if r.required else ' (optional)'}"
+            for role, r in info.inputs.items()
+        )
+        makes = ", ".join(f"{role}: {kind}" for role, kind in info.outputs.items())
+        grid.add_row(info.name, info.service, takes or "–", makes)
+    out.print(grid)
+
+
+@app.command()
+def ps(name: RunOption = "default") -> None:
+    """Show the processes of a running supervisor."""
+    from sim2or.process import is_running
+
+    state = running(name)
+    grid = Grid("process", "pid", "status", "restarts", "last exit", "log", box=None)
+    for process_name, process in state.processes.items():
+        alive = process.identity is not None and is_running(process.identity)
+        status = "running" if alive else process.status if process.status != "running" else "ended"
+        pid = str(process.identity.pid) if process.identity else "–"
+        grid.add_row(process_name, pid, status, str(process.restarts), process.last_exit or "–", process.log)
+    out.print(f"supervisor {state.identity.pid}, redis {state.redis_url}", markup=False)
+    out.print(grid)
+
+
+@jobs_app.command("ls")
+def jobs_ls(
+    name: RunOption = "default",
+    state: Annotated[str, typer.Option(help="Only jobs in this state.")] = "",
+    stage: Annotated[str, typer.Option(help="Only jobs of this stage.")] = "",
+) -> None:
+    """List jobs."""
+    from typing import get_args
+
+    from sim2or.errors import choices
+    from sim2or.messages.job import JobState
+
+    if state and state not in get_args(JobState):
+        raise ConfigError(f"--state: unknown state {state!r}; {choices(state, get_args(JobState))}")
+    grid = Grid("job", "name", "state", "attempts", "progress", "seconds", box=None)
+    with bus(name) as queue:
+        for record in queue.list(state or None, stage or None):
+            progress = record.progress
+            shown = f"{progress.done:.0f}/{progress.total:.0f} {progress.unit}" if progress else "–"
+            seconds = (
+                f"{(record.finished_ms - record.started_ms) / 1000:.1f}"
+                if record.finished_ms and record.started_ms
+                else "–"
+            )
+            grid.add_row(record.job_id, record.job.name, record.state, str(record.attempts), shown, seconds)
+    out.print(grid)
+
+
+@jobs_app.command("show")
+def jobs_show(job_id: str, name: RunOption = "default") -> None:
+    """Show everything known about a job."""
+    with bus(name) as queue:
+        record = queue.get(job_id)
+    out.print_json(record.model_dump_json(exclude={"error"}))
+    if record.error:
+        out.print(f"{record.error.kind}: {record.error.message}\n{record.error.traceback}", markup=False)
+
+
+@jobs_app.command("cancel")
+def jobs_cancel(job_id: str, name: RunOption = "default") -> None:
+    """Cancel a job; its worker stops at the next renewal."""
+    with bus(name) as queue:
+        done = queue.cancel(job_id)
+    out.print(f"{job_id}: {'cancelled' if done else 'had already ended'}", markup=False)
+
+
+@jobs_app.command("retry")
+def jobs_retry(job_id: str, name: RunOption = "default") -> None:
+    """Queue a failed, dead or cancelled job anew."""
+    with bus(name) as queue:
+        done = queue.retry(job_id)
+    out.print(f"{job_id}: {'queued' if done else 'is neither failed, dead nor cancelled'}", markup=False)
+
+
+@jobs_app.command("dead")
+def jobs_dead(name: RunOption = "default") -> None:
+    """List jobs that failed for good, with their reasons."""
+    with bus(name) as queue:
+        for record in queue.dead():
+            reason = record.error.message if record.error else "no reason recorded"
+            out.print(
+                f"{record.job_id} {record.job.name} {record.state}: {reason}", markup=False, soft_wrap=True
+            )
+
+
+@app.command()
+def stop(name: RunOption = "default") -> None:
+    """Stop the robot of a run: cancel its deployment; the arm holds where it is. No emergency stop."""
+    from sim2or.cli.stop import EMERGENCY, stop_deployments
+
+    with bus(name) as queue:
+        stopped = stop_deployments(queue, run_directory(name).name)
+    for text in stopped or [f"run {name!r} deploys nothing: there is nothing to stop"]:
+        out.print(text, markup=False, soft_wrap=True)
+    out.print(EMERGENCY, markup=False, soft_wrap=True)
+
+
+@app.command()
+def events(
+    name: RunOption = "default",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more.")] = False,
+    job: Annotated[str, typer.Option(help="Only about this job.")] = "",
+) -> None:
+    """Print what happened, oldest first."""
+    from sim2or.cli.run import print_events
+
+    with bus_client(name) as redis:
+        print_events(redis, follow=follow, job=job, console=out)
+
+
+@app.command()
+def lineage(
+    digest: Annotated[str, typer.Argument(help="A digest, or its first digits.")], name: RunOption = ""
+) -> None:
+    """Print the chain of artifacts behind an artifact."""
+    from sim2or.artifacts.lineage import chain
+    from sim2or.artifacts.store import Store
+
+    roots = [run_directory(name) / "store"] if name else store_roots()
+    for root in roots:
+        store = Store(root)
+        try:
+            full = store.find(digest)
+        except ConfigError as error:
+            problem = error
+            continue
+        for ancestor in chain(store, full):
+            manifest = ancestor.manifest
+            role = f"{ancestor.role}: " if ancestor.role else ""
+            size_mb = manifest.size_bytes / 1e6
+            text = (
+                f"{role}{manifest.kind} {ancestor.digest[:19]}  {len(manifest.files)} files, {size_mb:.1f} MB"
+            )
+            job = manifest.producer.get("job", "")
+            note = " (see above)" if ancestor.repeated else f"  {job}"
+            out.print(f"{'  ' * ancestor.depth}{text}{note}", markup=False, soft_wrap=True)
+        return
+    raise problem if roots else ConfigError("no store under runs/; run a pipeline first")
+
+
+@app.command()
+def doctor(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Only these checks, for example graphics.")
+    ] = None,
+) -> None:
+    """Check what this machine needs: one line each, with the remedy."""
+    from sim2or.cli.doctor import checks
+
+    worst = 0
+    for check in checks(names or ()):
+        mark = "[green]ok     [/]" if check.ok else "[red]missing[/]"
+        out.print(f"{mark}  {check.name}: {check.text}", soft_wrap=True)
+        worst |= not check.ok
+    raise SystemExit(EXIT_ERROR if worst else 0)
+
+
+def run_directory(name: str) -> Path:
+    """The directory of a run.
+
+    Raises:
+        ConfigError: The name is no plain directory name.
+    """
+    if not name or "/" in name or name.startswith("."):
+        raise ConfigError(f"--run {name!r}: give a plain name; the directory is runs/<name>")
+    return Path("runs") / name
+
+
+def table_service(services: Any, name: str) -> None:
+    """Checks that a service exists.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    from sim2or.errors import choices
+
+    if name not in services:
+        raise ConfigError(f"--services: unknown service {name!r}; {choices(name, services)}")
+
+
+def running(name: str) -> Any:
+    """The state of the supervisor of a run.
+
+    Raises:
+        ConfigError: None runs there.
+    """
+    from sim2or.supervisor import running_state
+
+    state = running_state(run_directory(name))
+    if state is None:
+        raise ConfigError(f"no supervisor runs in runs/{name}; start one with `sim2or up --run {name}`")
+    return state
+
+
+def store_roots() -> list[Path]:
+    """Every store that ``sim2or`` knows of from here."""
+    from sim2or.settings import load_settings
+
+    settings = load_settings()
+    return [settings.store] if settings.store else sorted(Path("runs").glob("*/store"))
+
+
+def bus_client(name: str) -> Any:
+    """A Redis client for a run: of its supervisor, or a private server on its files when none runs."""
+    from sim2or.cli.run import bus_of
+
+    return bus_of(run_directory(name))
+
+
+class bus:
+    """The queue of a run, for a ``with`` block."""
+
+    def __init__(self, name: str) -> None:
+        self._client = bus_client(name)
+
+    def __enter__(self) -> Any:
+        """Connects."""
+        from sim2or.bus.jobs import Jobs
+
+        return Jobs(self._client.__enter__())
+
+    def __exit__(self, *details: object) -> None:
+        """Disconnects."""
+        self._client.__exit__(*details)

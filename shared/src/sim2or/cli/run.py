@@ -1,0 +1,158 @@
+"""What ``sim2or run`` does, and how commands reach the bus of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+from rich.console import Console
+
+from sim2or.artifacts.store import Store
+from sim2or.bus.events import START, Events
+from sim2or.bus.jobs import Jobs
+from sim2or.bus.server import connect
+from sim2or.bus.server import start as start_redis
+from sim2or.cli.closing import closing_lines
+from sim2or.cli.display import make_display
+from sim2or.cli.main import EXIT_INTERRUPTED, run_directory
+from sim2or.errors import ConfigError
+from sim2or.pipeline import Pipeline, load_pipeline
+from sim2or.runner import Finished, Runner
+from sim2or.settings import Settings, load_settings
+from sim2or.stages import Table, load_table
+from sim2or.supervisor import (
+    EmbeddedSupervisor,
+    SupervisorState,
+    check_services,
+    locked,
+    running_state,
+    scaled,
+)
+
+
+def run_pipeline(
+    path: Path, *, name: str, until: str, scale: Sequence[str], force: bool, console: Console
+) -> None:
+    """Validates and runs a pipeline, on a running supervisor or on one of its own."""
+    started_s = time.monotonic()
+    settings = load_settings()
+    table = load_table(settings.plugins)
+    pipeline = load_pipeline(path, table)
+    scaled({service: 1 for service in table.services}, scale)
+    if until:
+        pipeline = pipeline.until(until)
+    run_dir = run_directory(name or pipeline.name)
+    settings = settings.model_copy(update={"run_dir": run_dir})
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    resume = f"go on with: sim2or {' '.join(sys.argv[1:])}"
+    running = running_state(run_dir)
+    try:
+        if running:
+            finished = _run_on(running, pipeline, settings, table, force, console, started_s)
+        else:
+            embedded = EmbeddedSupervisor(run_dir, sorted(pipeline.services), scale)
+            with embedded as state:
+                finished = _run_on(
+                    state, pipeline, settings, table, force, console, started_s, embedded=embedded
+                )
+    except KeyboardInterrupt:
+        console.print(f"interrupted; what is finished is kept. {resume}", markup=False, soft_wrap=True)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    console.print(f"done in {finished.wall_s:.1f} s; evidence in {run_dir}/run.json", markup=False)
+    for line in closing_lines(finished):
+        console.print(line, markup=False, soft_wrap=True)
+    if finished.report:
+        console.print(f"report: {finished.report}", markup=False, soft_wrap=True)
+
+
+def _run_on(
+    state: SupervisorState,
+    pipeline: Pipeline,
+    settings: Settings,
+    table: Table,
+    force: bool,
+    console: Console,
+    started_s: float,
+    *,
+    embedded: EmbeddedSupervisor | None = None,
+) -> Finished:
+    lock = locked(_lock(settings.run_dir), "another `sim2or run` is at work")
+    with make_display(console) as display, lock:
+        runner = Runner(
+            pipeline,
+            jobs=Jobs(connect(state.redis_url), run_id=settings.run_dir.name),
+            store=Store(settings.store_root),
+            run_dir=settings.run_dir,
+            table=table,
+            display=display,
+            force=force,
+            started_s=started_s,
+            environment=state.variables,
+            check=embedded.check if embedded else lambda: check_services(settings.run_dir),
+        )
+        try:
+            return runner.run()
+        except KeyboardInterrupt:
+            if embedded is None:  # somebody else's services would go on with our jobs
+                runner.cancel()
+            raise
+
+
+def _lock(run_dir: Path) -> Path:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return run_dir / "run.lock"
+
+
+@contextlib.contextmanager
+def bus_of(run_dir: Path) -> Iterator[Redis]:
+    """Connects to the bus of a run; a private Redis reads its files where no supervisor runs.
+
+    Raises:
+        ConfigError: There is no such run.
+    """
+    settings = load_settings()
+    running = running_state(run_dir)
+    url = running.redis_url if running else settings.redis_url
+    if url:
+        yield connect(url)
+        return
+    if not (run_dir / "redis").is_dir():
+        names = ", ".join(sorted(p.parent.name for p in Path("runs").glob("*/redis"))) or "none"
+        raise ConfigError(f"--run {run_dir.name}: no such run; runs: {names}")
+    with locked(run_dir / "supervisor.lock"):
+        server = start_redis(run_dir / "redis")
+        try:
+            yield connect(server.url)
+        finally:
+            server.stop()
+
+
+def print_events(redis: Redis, *, follow: bool, job: str, console: Console) -> None:
+    """Prints events, oldest first; goes on until Ctrl-C with ``follow``."""
+    source, last = Events(redis), START
+    while batch := source.read(last):
+        last = batch[-1].id
+        for event in batch:
+            _print_event(event, job, console)
+    while follow:
+        for event in source.follow(last, timeout_s=3600):
+            last = event.id
+            _print_event(event, job, console)
+
+
+def _print_event(event: Any, job: str, console: Console) -> None:
+    if job and event.job_id != job:
+        return
+    when = datetime.fromtimestamp(event.time_ms / 1000, UTC).strftime("%H:%M:%S.%f")[:-3]
+    detail = f" {json.dumps(event.detail)}" if event.detail else ""
+    console.print(
+        f"{when} {event.kind:16} {event.job_id} {event.worker}{detail}", markup=False, soft_wrap=True
+    )

@@ -1,0 +1,1 @@
+"""Contracts: units, joints, cameras, rates, frames; robot profiles, task profiles and scenarios."""

@@ -1,0 +1,137 @@
+"""A policy behind a socket: as an actor that waits (simulation), and as a link that never does (robot)."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+from sim2or.bus.rpc import PolicyClient
+from sim2or.clock import now_ns
+from sim2or.contracts.scenario import Scenario
+from sim2or.errors import JobError, TransientError
+from sim2or.messages.action_chunk import ActionChunk
+from sim2or.messages.envelope import Origin
+from sim2or.messages.observation import Observation
+from sim2or.messages.policy_request import PolicyError, PolicyRequest
+from sim2or.rollout.actor import Chunk
+
+ASK_AGAIN_S = 0.01
+"""Pause before a server that was busy is asked again."""
+
+
+def _chunk(answer: ActionChunk) -> Chunk:
+    return Chunk(answer.actions_rad, answer.captured_ns, answer.episode, answer.inference_s)
+
+
+class PolicyActor:
+    """Asks a policy server and waits for its answer; simulated time stands still meanwhile.
+
+    Args:
+        endpoint: The server's address.
+        artifact: Digest of the model that must answer.
+        horizon: Actions per chunk.
+        deadline_ms: Longest wait for one answer, loading the model included [ms].
+    """
+
+    sees = True
+
+    def __init__(self, endpoint: str, artifact: str, *, horizon: int, deadline_ms: float) -> None:
+        self.horizon = horizon
+        self._artifact, self._deadline_ms = artifact, deadline_ms
+        self._client = PolicyClient(endpoint, Origin("rollout"))
+
+    def reset(self, scenario: Scenario) -> None:
+        """Has nothing to forget: the server knows episodes by the observation's name."""
+
+    def act(self, observation: Observation) -> Chunk:
+        """Asks until there is an answer; "busy" and "expired" are asked again until the deadline.
+
+        Raises:
+            TransientError: No answer before the deadline: the server is gone or overloaded.
+            JobError: The server refuses the observation or the model, or another model answered.
+        """
+        end_ns = now_ns() + int(self._deadline_ms * 1e6)
+        while (left_ms := (end_ns - now_ns()) / 1e6) > 0:
+            request = PolicyRequest(artifact=self._artifact, observation=observation, deadline_ms=left_ms)
+            answer = self._client.call(request, deadline_s=left_ms / 1000)
+            if isinstance(answer, ActionChunk):
+                return _chunk(_from_model(answer, self._artifact))
+            if answer.code in ("refused", "failed"):
+                raise JobError(f"policy server: {answer.code}: {answer.detail}")
+            time.sleep(ASK_AGAIN_S)
+        raise TransientError(f"policy server answered nothing but 'busy' for {self._deadline_ms:g} ms")
+
+    def close(self) -> None:
+        """Closes the socket."""
+        self._client.close()
+
+
+class PolicyLink:
+    """Asks a policy server without ever waiting; late answers are dropped, trouble is counted.
+
+    Args:
+        endpoint: The server's address.
+        artifact: Digest of the model that must answer.
+        deadline_ms: An answer that takes longer is useless [ms].
+    """
+
+    def __init__(self, endpoint: str, artifact: str, *, deadline_ms: float) -> None:
+        self.counts: Counter[str] = Counter()
+        self.waits_s: list[float] = []
+        self.refusal = ""
+        self.waiting = False
+        self._artifact, self._deadline_ms = artifact, deadline_ms
+        self._client = PolicyClient(endpoint, Origin("bridge"))
+
+    def forget(self) -> None:
+        """Starts an episode: answers to earlier questions are waited for no longer."""
+        self.waits_s, self.waiting, self.refusal = [], False, ""
+
+    def warm_up(self, observation: Observation, *, timeout_s: float) -> Chunk:
+        """Asks once and waits, so that the model is loaded and fits before anything moves.
+
+        Raises:
+            TransientError: No answer in time.
+            JobError: The server refuses the observation or the model.
+        """
+        request = PolicyRequest(
+            artifact=self._artifact, observation=observation, deadline_ms=timeout_s * 1000
+        )
+        answer = self._client.call(request, deadline_s=timeout_s)
+        if isinstance(answer, PolicyError):
+            raise JobError(f"policy server: {answer.code}: {answer.detail}")
+        return _chunk(_from_model(answer, self._artifact))
+
+    def ask(self, observation: Observation) -> None:
+        """Sends a question; a server that is away is counted, not waited for."""
+        request = PolicyRequest(
+            artifact=self._artifact, observation=observation, deadline_ms=self._deadline_ms
+        )
+        self.waiting = self._client.ask(request) is not None
+        self.counts["asked" if self.waiting else "unsent"] += 1
+
+    def answers(self, until_ns: int) -> list[Chunk]:
+        """The chunks that have arrived; waits for the first until ``until_ns`` on this host's clock."""
+        chunks: list[Chunk] = []
+        while reply := self._client.poll(0.0 if chunks else max(0.0, (until_ns - now_ns()) / 1e9)):
+            self.waiting = False
+            if isinstance(reply.message, ActionChunk) and reply.message.artifact == self._artifact:
+                chunks.append(_chunk(reply.message))
+                self.waits_s.append(reply.waited_s)
+                self.counts["answered"] += 1
+            elif isinstance(reply.message, PolicyError):
+                self.counts[reply.message.code] += 1
+                self.refusal = reply.message.detail if reply.message.code == "refused" else self.refusal
+            else:
+                self.counts["other_model"] += 1
+        return chunks
+
+    def close(self) -> None:
+        """Closes the socket."""
+        self._client.close()
+
+
+def _from_model(answer: ActionChunk, artifact: str) -> ActionChunk:
+    if answer.artifact != artifact:
+        raise JobError(f"policy server answered with model {answer.artifact}, asked for {artifact}")
+    return answer
