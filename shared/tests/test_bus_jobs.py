@@ -193,6 +193,11 @@ def test_a_claim_whose_reply_was_lost_is_given_again(redis: Redis) -> None:
     assert kinds(redis).count("started") == 1
 
 
+def test_a_claim_whose_waits_are_tiny_returns(redis: Redis) -> None:
+    """A wait of a millisecond or less ends: Redis 6.2 reads a timeout of 0.001 s as 0, which is for ever."""
+    assert Jobs(redis, lease_s=0.004).claim("train", "w", block_s=0.1) is None
+
+
 def test_a_job_that_kills_its_workers_becomes_a_dead_letter(redis: Redis) -> None:
     """After max_deliveries lost leases a job is dead, with the reason, and the queue flows on."""
     jobs = Jobs(redis, lease_s=TINY_S, max_deliveries=3)

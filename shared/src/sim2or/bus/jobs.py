@@ -38,6 +38,8 @@ MAX_TRACEBACK = 8000
 MAX_FIGURES = 16
 MAX_FIGURE_CHARACTERS = 200
 _MAX_WAIT_S = 1.0
+# Redis 6.2 truncates a BLPOP timeout to whole milliseconds, and 1 ms may become 0: wait for ever.
+_MIN_WAIT_S = 0.01
 _NO_WRITES = ("OOM ", "command not allowed when used memory", "READONLY ", "read only replica", "MISCONF ")
 
 Records = list[JobRecord]
@@ -259,7 +261,7 @@ class Jobs:
         if due_ms >= 0:
             limits.append(due_ms / 1000)
         with redis_errors():
-            self._redis.blpop([f"jobs:{stage}:wake"], timeout=max(min(limits), 0.001))
+            self._redis.blpop([f"jobs:{stage}:wake"], timeout=max(min(limits), _MIN_WAIT_S))
 
     def _call(self, operation: str, *arguments: str | int) -> Any:
         with redis_errors():
