@@ -6,9 +6,13 @@ SIM2OR := .venv/bin/sim2or
 PIPELINE ?= pipelines/handover.yaml
 RUN ?= $(basename $(notdir $(PIPELINE)))
 FULL ?=
-ROLES := core sim bridge eval learn dev
+KEYS ?= keys
+MINUTES ?= 1
+SEED ?= 1
+ROUNDS ?= 5
+ROLES := core sim bridge eval learn build dev
 
-.PHONY: help setup demo test test-deep lint format lock lock-check collect dataset train evaluate export deploy report clean
+.PHONY: help setup demo test faults chaos bench-bus keys messages test-deep lint format lock lock-check collect dataset train evaluate export deploy report clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z -]+:.*## / {n = split($$1, names, " "); for (i = 1; i <= n; i++) printf "  %-12s %s\n", names[i], $$2}' $(MAKEFILE_LIST)
@@ -26,13 +30,28 @@ evaluate: setup ## The verdict; FULL=1: 300 trials and three training seeds, the
 	@$(SIM2OR) run $(if $(FULL),pipelines/handover-full.yaml,$(PIPELINE)) --run $(RUN) --until evaluate
 
 test: setup ## All tests that need no Docker, GPU or hardware
-	@$(PY) -m pytest -m "not deep" $(ARGS)
+	@$(PY) -m pytest -m "not deep and not faults" $(ARGS)
+
+faults: setup ## Kill, freeze, cut, fill and flood real processes (docs/faults.md)
+	@$(PY) -m pytest -m "faults and not deep" $(ARGS)
+
+chaos: setup ## All faults mixed: MINUTES=n SEED=s; lost must be 0
+	@$(PY) tests/faults/chaos.py --minutes $(MINUTES) --seed $(SEED)
+
+bench-bus: setup ## The bus against what else one would use, paired; writes bench/bus.json
+	@$(PY) tests/perf/bus/main.py --rounds $(ROUNDS)
+
+keys: setup ## CURVE keys and Redis users for what leaves this host, in KEYS=keys
+	@$(SIM2OR) keys make --out $(KEYS)
+
+messages: setup ## Generate docs/messages: schemas, AsyncAPI, catalogue
+	@$(SIM2OR) bus docs docs/messages
 
 test-deep: setup ## What takes longer: soaks, long training (milestones)
 	@$(PY) -m pytest -m deep --timeout=3600 $(ARGS)
 
 lint: setup ## ruff, mypy, import rules
-	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy shared/src shared/lerobot_policy_sim2or/src services/*/src && .venv/bin/lint-imports --config .importlinter
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy shared/src shared/lerobot_policy_sim2or/src services/*/src && .venv/bin/lint-imports --config .importlinter && $(SIM2OR) bus check
 
 format: setup ## Format the code
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .

@@ -105,6 +105,41 @@ def test_altered_bytes_are_quarantined(store: Store, tmp_path: Path) -> None:
     assert not stored.exists()
 
 
+def test_bytes_that_change_after_a_checkout_are_found_too(store: Store, tmp_path: Path) -> None:
+    """A checkout that was verified once is verified again when a file is not as old as it was then."""
+    digest = store.put(tree(tmp_path / "a", x="1"), kind="thing").digest
+    held = store.checkout(digest) / "x"
+    held.chmod(0o644)
+    held.write_text("2")
+    with pytest.raises(JobError, match="x: stored bytes have digest"):
+        store.checkout(digest)
+    assert not store.holds(digest)
+
+
+def test_a_file_that_is_only_touched_stays(store: Store, tmp_path: Path) -> None:
+    """A new date on the same bytes costs a verification, and nothing else."""
+    digest = store.put(tree(tmp_path / "a", x="1"), kind="thing").digest
+    out = store.checkout(digest)
+    os.utime(out / "x", ns=(0, 0))
+    assert store.checkout(digest) == out
+    assert (out / "x").read_text() == "1"
+
+
+def test_nothing_unfinished_is_left(store: Store, tmp_path: Path) -> None:
+    """Writers clear up after themselves, a failing one too; what a killed one left is swept."""
+    digest = store.put(tree(tmp_path / "a", x="1"), kind="thing").digest
+    store.checkout(digest)
+    (tmp_path / "a" / "link").symlink_to("/etc/hostname")
+    with pytest.raises(JobError):
+        store.put(tmp_path / "a", kind="thing")
+    partial = store.root / "partial"
+    assert list(partial.iterdir()) == []
+    (partial / "killed").mkdir()
+    tree(partial, **{"killed.lock": "", "killed/half": "1"})
+    assert store.sweep() == 1
+    assert list(partial.iterdir()) == []
+
+
 def test_an_altered_manifest_is_refused(store: Store, tmp_path: Path) -> None:
     """A manifest that no longer hashes to its name is not believed."""
     digest = store.put(tree(tmp_path / "a", x="1"), kind="thing").digest

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -383,3 +385,37 @@ def test_closing_does_not_wait_for_the_handler(endpoint: str, policy: Policy, ev
             assert not thread.is_alive()
     finally:
         policy.free.set()
+
+
+def test_a_handler_that_answers_too_few_is_told(endpoint: str) -> None:
+    """A batch with a missing answer fails as a whole, with both numbers; the server goes on."""
+    answers: list[ActionChunk] = []
+    loop = PolicyServerLoop(endpoint, lambda _: answers)
+    stopped = threading.Event()
+    thread = threading.Thread(target=loop.run, args=(stopped.is_set,))
+    thread.start()
+    try:
+        with asking(endpoint) as client:
+            failed = client.call(request(), deadline_s=5)
+            assert isinstance(failed, PolicyError)
+            assert failed.detail == "ValueError: handler gave 0 answers to 1 questions"
+            answers.append(chunk(request(3)))
+            assert isinstance(client.call(request(3), deadline_s=5), ActionChunk)
+    finally:
+        stopped.set()
+        thread.join(10)
+
+
+def test_a_process_ends_although_its_handler_was_never_closed() -> None:
+    """The handler's thread keeps no process alive."""
+    program = "from sim2or.bus.handler import HandlerThread; HandlerThread(lambda batch: batch).begin([1])"
+    assert subprocess.run([sys.executable, "-c", program], timeout=30, check=False).returncode == 0
+
+
+def test_both_ends_count_bytes(endpoint: str, policy: Policy) -> None:
+    """What one end sent the other received, to the byte."""
+    with serving(endpoint, policy) as server, asking(endpoint) as client:
+        assert isinstance(client.call(request(), deadline_s=5), ActionChunk)
+        sent, received = client.counts.sent_bytes, client.counts.received_bytes
+        assert sent > 96 * 96 * 3
+        assert (server.counts.received_bytes, server.counts.sent_bytes) == (sent, received)

@@ -52,6 +52,7 @@ class Desk:
         return Runner(
             load_pipeline(self.root / "one.yaml", table),
             jobs=self.jobs,
+            events=Events(self.redis),
             store=self.store,
             run_dir=self.root / "run",
             table=table,
@@ -66,6 +67,7 @@ class Desk:
     def key(self, **change: object) -> str:
         """The key of the job that a runner asks for first."""
         self.redis.flushall()
+        (self.root / "run" / "journal.jsonl").unlink(missing_ok=True)
         self.runner(**change)._advance()
         (record,) = self.jobs.list()
         return record.job.key
@@ -124,3 +126,29 @@ def test_one_trace_goes_through_a_run(desk: Desk) -> None:
     assert {event.traceparent for event in Events(desk.redis).read()} == {trace}
     kinds = [event.kind for event in Events(desk.redis).read()]
     assert kinds == ["job.submitted", "job.started", "artifact.stored", "job.done"]
+
+
+def test_a_run_goes_on_when_its_bus_comes_back_empty(desk: Desk) -> None:
+    """The runner notices at its next look, queues what was unfinished, and tells of it."""
+    runner = desk.runner()
+    runner._advance()
+    (before,) = desk.jobs.list()
+    desk.redis.flushall()
+    assert runner._advance()
+    (after,) = desk.jobs.list()
+    assert (after.job, after.state) == (before.job, "queued")
+    assert "bus.restored" in [event.kind for event in Events(desk.redis).read()]
+
+
+def test_a_job_that_the_bus_lost_alone_is_asked_again(desk: Desk) -> None:
+    """A record that is gone from a bus that is otherwise whole does not end the run."""
+    runner = desk.runner()
+    runner._advance()
+    (before,) = desk.jobs.list()
+    desk.redis.delete(f"job:{before.job_id}")
+    runner._advance()
+    (after,) = desk.jobs.list()
+    assert (after.job, after.state) == (before.job, "queued")
+    claim = desk.jobs.claim("write", "w", block_s=0)
+    assert claim is not None
+    assert desk.jobs.claim("write", "other", block_s=0) is None

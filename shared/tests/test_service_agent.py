@@ -14,8 +14,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "toy"))
 from sim2or_toy.bench import Bench, bench, gone, marked, until
 
-pytestmark = pytest.mark.faults
-
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Iterator[Bench]:
@@ -55,6 +53,24 @@ def test_inputs_become_parents(toy: Bench) -> None:
     assert record.result is not None
     assert record.result.summary == {"sum": 12}  # 2 · (0 + 1 + 2 + 3)
     assert toy.store.manifest(record.result.outputs["report"]).parents == {"numbers": (numbers,)}
+
+
+def test_a_job_for_other_code_is_refused(toy: Bench) -> None:
+    """A service runs only jobs whose key names the code that it has; both digests are in the error."""
+    from sim2or.code_digest import code_digest
+    from sim2or.messages.job import Job
+
+    toy.agent()
+    here = code_digest("sim2or_toy")
+    other = Job(
+        stage="write", key="other", spec={"flags": str(toy.flags), "count": 1}, code=f"sha256:{0:064}"
+    )
+    refused = toy.wait(toy.jobs.submit(other).job_id, "failed")
+    assert refused.error is not None
+    assert "sha256:000000000000" in refused.error.message
+    assert here[:19] in refused.error.message
+    right = other.model_copy(update={"key": "right", "code": here})
+    assert toy.wait(toy.jobs.submit(right).job_id, "done").attempts == 1
 
 
 def test_progress_reaches_the_bus(toy: Bench) -> None:
@@ -98,6 +114,7 @@ def test_a_transient_error_is_tried_again(toy: Bench) -> None:
     assert len(toy.marks("wrote-0-")) == 1
 
 
+@pytest.mark.faults("F1")
 def test_a_worker_killed_in_the_middle_is_replaced(toy: Bench) -> None:
     """kill -9 of the worker costs one attempt; the next goes on where it stopped."""
     toy.agent()
@@ -107,6 +124,7 @@ def test_a_worker_killed_in_the_middle_is_replaced(toy: Bench) -> None:
     assert all(len(toy.marks(f"wrote-{n}-")) == 1 for n in range(5))
 
 
+@pytest.mark.faults("F1")
 def test_an_agent_killed_in_the_middle_is_survived(toy: Bench) -> None:
     """kill -9 of the agent ends its worker; another finishes the job, and nothing is done twice."""
     first = toy.agent()
@@ -124,6 +142,7 @@ def test_an_agent_killed_in_the_middle_is_survived(toy: Bench) -> None:
     assert toy.events(job_id).count("job.done") == 1
 
 
+@pytest.mark.faults("F2")
 def test_a_frozen_agent_is_fenced(toy: Bench) -> None:
     """An agent stopped for longer than its lease loses the job; its worker ends itself; one result."""
     first = toy.agent()
@@ -140,6 +159,7 @@ def test_a_frozen_agent_is_fenced(toy: Bench) -> None:
     toy.wait(toy.submit(key="next"), "done")
 
 
+@pytest.mark.faults("F2")
 def test_an_orphaned_worker_ends_before_its_job_is_given_away(toy: Bench) -> None:
     """A worker whose agent is frozen is gone while the job is still nobody else's."""
     agent = toy.agent()
@@ -160,7 +180,9 @@ def test_a_job_knows_its_trace_and_tells_its_artifacts(toy: Bench) -> None:
     trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
     toy.agent()
     record = toy.wait(toy.submit(traceparent=trace), "done")
-    assert toy.marks("traceparent=") == [f"traceparent={trace}"]
+    (mark,) = toy.marks("traceparent=")
+    assert mark.startswith(f"traceparent={trace[:36]}")  # the trace is the run's, the span the attempt's own
+    assert trace not in mark
     assert record.result is not None
     (stored,) = [event for event in Events(connect(toy.url)).read() if event.kind == "artifact.stored"]
     assert stored.traceparent == trace
@@ -168,6 +190,7 @@ def test_a_job_knows_its_trace_and_tells_its_artifacts(toy: Bench) -> None:
     assert stored.detail["digest"] == record.result.outputs["numbers"]
 
 
+@pytest.mark.faults("F3")
 def test_cancel_stops_a_worker_stuck_in_c(toy: Bench) -> None:
     """A worker that holds the interpreter in C is ended from outside, and the agent goes on."""
     toy.agent()
@@ -180,6 +203,7 @@ def test_cancel_stops_a_worker_stuck_in_c(toy: Bench) -> None:
     toy.wait(toy.submit(key="next"), "done")
 
 
+@pytest.mark.faults("F19")
 def test_sigterm_hands_the_job_back(toy: Bench) -> None:
     """An agent that is told to stop releases its lease, and another takes the job at once."""
     first = toy.agent()

@@ -33,8 +33,6 @@ from sim2or.supervisor import (
 )
 from sim2or_toy.bench import gone, marked, until, variables
 
-pytestmark = pytest.mark.faults
-
 PIPELINE = """\
 name: toy
 stages:
@@ -233,6 +231,7 @@ def test_a_server_deaf_to_sigterm_ends_with_its_supervisor(place: Place) -> None
     until(lambda: gone(server), "end of the server", timeout_s=5)
 
 
+@pytest.mark.faults("F19")
 def test_ctrl_c_stops_cleanly_and_the_run_goes_on_later(place: Place) -> None:
     """Ctrl-C ends all processes and says how to resume; the same command redoes nothing that was done."""
     path = place.pipeline(count=30, pause_s=0.1)
@@ -249,6 +248,7 @@ def test_ctrl_c_stops_cleanly_and_the_run_goes_on_later(place: Place) -> None:
     assert len(twice) <= 2  # one number in hand for each of the two workers
 
 
+@pytest.mark.faults("F1")
 @pytest.mark.parametrize("victim", ["supervisor", "command"])
 def test_kill_9_leaves_no_orphan_and_the_run_goes_on(place: Place, victim: str) -> None:
     """Five seconds after kill -9 nothing of the run is alive; the same command finishes the work."""
@@ -267,6 +267,7 @@ def test_kill_9_leaves_no_orphan_and_the_run_goes_on(place: Place, victim: str) 
     assert len([n for n in range(30) if len(place.marks(f"wrote-{n}-")) > 1]) <= 2
 
 
+@pytest.mark.faults("F1")
 def test_a_crashed_service_is_restarted(place: Place) -> None:
     """kill -9 of an agent costs time; the supervisor starts another, and the run ends well."""
     path = place.pipeline(count=20, pause_s=0.1)

@@ -12,9 +12,11 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+from sim2or.bus.keys import load_keyring
 from sim2or.bus.rpc import PolicyServerLoop
 from sim2or.messages.action_chunk import ActionChunk
 from sim2or.messages.policy_request import PolicyRequest
+from sim2or.settings import load_settings
 
 HORIZON = 20
 
@@ -42,7 +44,8 @@ def main(endpoint: str, actions: str, delay_ms: str, artifact: str) -> None:
             artifact=artifact,
         )
 
-    PolicyServerLoop(endpoint, handler).run(stop.is_set)
+    keys = load_keyring(load_settings().keys, "policy")
+    PolicyServerLoop(endpoint, handler, keys=keys).run(stop.is_set)
 
 
 if __name__ == "__main__":

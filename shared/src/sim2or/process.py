@@ -227,6 +227,12 @@ def wait_readable(stream: IO[bytes], timeout_s: float) -> bool:
     return bool(ready)
 
 
+def wait_writable(stream: IO[bytes], timeout_s: float) -> bool:
+    """Whether a pipe has room for a message, or has ended, within the time."""
+    _, ready, _ = select.select([], [stream], [], max(0.0, timeout_s))
+    return bool(ready)
+
+
 def describe_exit(status: int) -> str:
     """Says how a process ended, for people: ``"killed by SIGKILL"`` or ``"exit status 3"``."""
     if status >= 0:

@@ -1,7 +1,8 @@
 """The runner: submits a pipeline's jobs as their inputs come to exist, and follows them to the end.
 
-It keeps no state of its own: what is done is known by result keys, so a run that was stopped at any point
-goes on when it is started again. ``run.json`` tells people, and the report, what happened.
+What is done is known by result keys, so a run that was stopped at any point goes on when it is started again.
+A journal beside the run brings it all back when the bus comes back empty. ``run.json`` tells people, and the
+report, what happened.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import secrets
 import shutil
 import time
 import uuid
@@ -20,14 +20,17 @@ from typing import Any, Protocol
 
 from sim2or.artifacts.manifest import canonical_json, digest_of
 from sim2or.artifacts.store import Store, write_json
-from sim2or.bus.jobs import Jobs, Submitted
+from sim2or.bus.jobs import Submitted
+from sim2or.bus.journal import NAME, Journal, recover
+from sim2or.bus.queue import EventLog, JobQueue
 from sim2or.clock import utc_now
-from sim2or.code_digest import codes_digest, locks_digest
-from sim2or.errors import JobError, TransientError
+from sim2or.code_digest import code_digest, codes_digest, locks_digest
+from sim2or.errors import ConfigError, JobError, TransientError
 from sim2or.messages.job import Job, JobRecord
 from sim2or.pipeline import Pipeline, Source, Step
 from sim2or.settings import result_variables
 from sim2or.stages import Table
+from sim2or.tracing import environment_traceparent, new_traceparent
 
 POLL_S = 0.2
 BUS_PATIENCE_S = 60.0
@@ -104,6 +107,7 @@ class Runner:
     Args:
         pipeline: A validated pipeline.
         jobs: The queue.
+        events: Its events.
         store: Where artifacts are.
         run_dir: Where ``run.json`` and the report go.
         table: Services and their locks.
@@ -118,7 +122,8 @@ class Runner:
         self,
         pipeline: Pipeline,
         *,
-        jobs: Jobs,
+        jobs: JobQueue,
+        events: EventLog,
         store: Store,
         run_dir: Path,
         table: Table,
@@ -130,6 +135,8 @@ class Runner:
     ) -> None:
         self._pipeline = pipeline
         self._jobs = jobs
+        self._events = events
+        self._journal = Journal(run_dir / NAME)
         self._store = store
         self._run_dir = run_dir
         self._table = table
@@ -138,7 +145,7 @@ class Runner:
         self._again = uuid.uuid4().hex if force else ""
         self._states = {step.id: StepState(step) for step in pipeline.steps}
         self._environment = environment
-        self._traceparent = new_traceparent()
+        self.traceparent = new_traceparent(environment_traceparent())
         self._code: dict[tuple[str, ...], tuple[str, str]] = {}
         self._history = _earlier_starts(run_dir / "run.json")
         self._started_utc = utc_now()
@@ -176,9 +183,10 @@ class Runner:
             for record in state.records.values():
                 if not record.final:
                     self._jobs.cancel(record.job_id)
+                    self._journal.note_dropped(record.job_id)
 
     def _advance(self) -> bool:
-        changed = False
+        changed = self._recover()
         for state in self._states.values():
             for shard, record in list(state.records.items()):
                 if not record.final:
@@ -191,14 +199,42 @@ class Runner:
                         changed = True
         return changed
 
+    def _recover(self) -> bool:
+        """Brings this run's jobs back to a bus that lost them; says whether it had to."""
+        return bool(
+            recover(
+                self._jobs,
+                self._journal,
+                self._events,
+                holds=self._store.holds,
+                run_id=self._run_dir.name,
+            )
+        )
+
     def _refresh(self, state: StepState, shard: int) -> bool:
         before = state.records[shard]
-        record = self._jobs.get(before.job_id)
+        record = self._found(before)
+        if record.final:
+            self._journal.note_ended(record)
         state.records[shard] = record
         if record.started_ms:
             earlier = self._history.get(record.job_id, record.started_ms)
             state.first_started_ms.setdefault(shard, min(earlier, record.started_ms))
         return record.state != before.state
+
+    def _found(self, before: JobRecord) -> JobRecord:
+        """What the bus knows of a job; one that it lost is submitted again."""
+        try:
+            return self._jobs.get(before.job_id)
+        except ConfigError:
+            return self._jobs.get(self._submit_noted(before.job).job_id)
+
+    def _submit_noted(self, job: Job) -> Submitted:
+        """Submits a job, and notes it in the journal before anybody relies on it."""
+        submitted = self._jobs.submit(job)
+        if submitted.state != "done":
+            self._journal.note_submitted(job)
+        return submitted
 
     def _inputs(self, step: Step, shard: int) -> dict[str, tuple[str, ...]] | None:
         """The digests of a job's inputs, or None while some do not exist yet."""
@@ -243,7 +279,8 @@ class Runner:
             shards=step.jobs,
             run_id=self._run_dir.name,
             name=step.id if step.jobs == 1 else f"{step.id}[{shard}]",
-            traceparent=self._traceparent,
+            traceparent=self.traceparent,
+            code=code_digest(self._table.services[step.info.service].module),
         )
         submitted = self._submit_until_stored(job)
         state.records[shard] = self._jobs.get(submitted.job_id)
@@ -254,7 +291,7 @@ class Runner:
     def _submit_until_stored(self, job: Job) -> Submitted:
         """Submits a job; where the queue remembers an answer whose files are gone, under the next key."""
         for key in itertools.chain([job.key], (f"{job.key}+{n}" for n in itertools.count(1))):
-            submitted = self._jobs.submit(job.model_copy(update={"key": key}))
+            submitted = self._submit_noted(job.model_copy(update={"key": key}))
             if submitted.state != "done" or self._stored(self._jobs.get(submitted.job_id)):
                 return submitted
         raise AssertionError("endless")
@@ -325,7 +362,7 @@ class Runner:
             "file": self._pipeline.path.name,
             "file_digest": digest_of(self._pipeline.path.read_bytes()),
             "started_utc": self._started_utc,
-            "traceparent": self._traceparent,
+            "traceparent": self.traceparent,
             "finished": finished,
             "invocation_wall_s": round(time.monotonic() - self._started_s, 3),
             "wall_s": wall_times_s(self._states.values()),
@@ -369,14 +406,6 @@ def result_key(
         "settings": dict(settings or {}),
     } | ({"again": again} if again else {})
     return hashlib.sha256(canonical_json(question)).hexdigest()
-
-
-def new_traceparent() -> str:
-    """A trace context for a run: a new trace, its root span, sampled.
-
-    Source: W3C Trace Context, section 3.2, version 00.
-    """
-    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
 
 
 def export(store: Store, digest: str, target: Path) -> Path:

@@ -2,7 +2,8 @@
 
 The agent is small (Redis and pydantic, no torch, no simulator). It renews the lease from outside the job,
 so a stage that blocks in C keeps its job, and a stage that outlives its lease is stopped: SIGTERM, grace,
-SIGKILL.
+SIGKILL. A heartbeat proves that the agent lives, progress that the job does: where a stage has a limit
+(``stall_s``), one that tells no progress for that long is stopped likewise and tried again.
 """
 
 from __future__ import annotations
@@ -18,14 +19,22 @@ import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from sim2or import log
+from sim2or import log, tracing
+from sim2or.artifacts.store import Store
 from sim2or.bus.jobs import Claim, Jobs, Lease
+from sim2or.bus.queue import JobQueue
 from sim2or.bus.server import connect
-from sim2or.errors import ConfigError, MessageError, TransientError
+from sim2or.clock import now_ns
+from sim2or.code_digest import code_digest
+from sim2or.counts import DURATION_BOUNDS_S, LIVE, PULSE, Distribution, Reading
+from sim2or.errors import ConfigError, JobError, MessageError, TransientError
 from sim2or.messages.job import JobFailure, JobResult, Progress, bounded
+from sim2or.metrics import expose, queue_source
 from sim2or.process import (
     PARENT_VARIABLE,
     describe_exit,
@@ -34,6 +43,7 @@ from sim2or.process import (
     start,
     stop,
     wait_readable,
+    wait_writable,
 )
 from sim2or.settings import Settings, load_settings
 from sim2or.stages import StageInfo, Table, load_table
@@ -41,11 +51,45 @@ from sim2or.worker import Assignment
 
 POLL_S = 0.2
 PROGRESS_S = 0.5
-COMPLETION_S = 60.0
+GOOD_ENDS = ("done", "released", "cancelled")
+"""Outcomes of an attempt that are nobody's fault."""
+
+
+@dataclass
+class AttemptCounts:
+    """What became of the attempts of one stage's jobs on this agent.
+
+    Attributes:
+        started: Attempts begun.
+        ended: Attempts by outcome: done; permanent, transient, crashed (failures); released, cancelled;
+            lost (its lease), fenced (its result), unrecorded (no bus to tell).
+        duration_s: How long they took, from the claim to the record.
+    """
+
+    started: int = 0
+    ended: Counter[str] = field(default_factory=Counter, metadata={"label": "outcome"})
+    duration_s: Distribution = field(default_factory=lambda: Distribution(DURATION_BOUNDS_S))
+
+
+@dataclass
+class WorkerCounts:
+    """The worker processes of one agent.
+
+    Attributes:
+        starts: Worker processes started; more than one: the others ended or had to be ended.
+        crashes: Worker processes that ended by themselves in the middle of a job.
+    """
+
+    starts: int = 0
+    crashes: int = 0
 
 
 class WorkerEnded(Exception):
     """The worker process ended by itself; the argument is its exit status."""
+
+
+class OtherCode(JobError):
+    """A job was asked of other code than this service runs."""
 
 
 class WorkerProcess:
@@ -77,6 +121,12 @@ class WorkerProcess:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
+
+    def beat(self, message: Mapping[str, Any]) -> None:
+        """Sends a message if there is room for it: a worker that is stuck in C does not read for hours."""
+        assert self._process.stdin is not None
+        if wait_writable(self._process.stdin, 0.0):
+            self.send(message)
 
     def receive(self, timeout_s: float) -> dict[str, Any] | None:
         """Returns the next message, or None when there was none in time.
@@ -111,14 +161,22 @@ class Agent:
         table: Which stages the service offers.
     """
 
-    def __init__(self, service: str, *, settings: Settings, jobs: Jobs, table: Table) -> None:
+    def __init__(self, service: str, *, settings: Settings, jobs: JobQueue, table: Table) -> None:
         self.name = f"{service}@{socket.gethostname()}:{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._service = service
         self._settings = settings
         self._jobs = jobs
         self._stages = offered(service, table)
+        self._module = table.services[service].module
+        self._code = ""
         self._worker: WorkerProcess | None = None
         self._warm_at_s = 0.0
+        self.workers = WorkerCounts()
+        self.attempts = {stage: AttemptCounts() for stage in self._stages}
+        self._figures: list[dict[str, Any]] = []
+        LIVE.watch(self, self.workers)
+        for stage, counts in self.attempts.items():
+            LIVE.watch(self, counts, stage=stage)
         self._stopping = threading.Event()
         self._log = log.get_logger(worker=self.name)
 
@@ -131,6 +189,7 @@ class Agent:
         self._log.info("serving", stages=sorted(self._stages))
         try:
             while not self._stopping.is_set():
+                PULSE.beat()
                 self._warm()
                 claim = self._claim()
                 if claim:
@@ -138,6 +197,18 @@ class Agent:
         finally:
             self._drop_worker()
             self._log.info("stopped")
+
+    def _tidy(self) -> None:
+        """Removes what killed processes left: unfinished writes, and work directories of recorded jobs."""
+        Store(self._settings.store_root).sweep()
+        for path in self._settings.work_dir("").glob("*"):
+            with contextlib.suppress(ConfigError, MessageError):
+                if self._jobs.get(path.name).state == "done":
+                    remove_tree(path)
+
+    def worker_readings(self) -> list[Reading]:
+        """What the worker process counted, as it told last: a few seconds ago at most."""
+        return [Reading(**figure) for figure in self._figures]
 
     def _claim(self) -> Claim | None:
         block_s = 0.5 / len(self._stages)
@@ -161,10 +232,13 @@ class Agent:
         with contextlib.suppress(TransientError):
             before = {info.warm_after for info in self._stages.values()}
             if "" in before or any(self._jobs.outstanding(stage) for stage in before):
+                self._tidy()
                 self._start_worker()
 
     def _start_worker(self) -> WorkerProcess:
         self._drop_worker()
+        self.workers.starts += 1
+        self._code = code_digest(self._module)
         self._worker = WorkerProcess(self._service, grace_s=self._settings.grace_s)
         return self._worker
 
@@ -174,55 +248,85 @@ class Agent:
             self._worker = None
 
     def _run(self, claim: Claim) -> None:
-        started_s = time.monotonic()
-        worker = self._worker if self._worker and self._worker.alive else self._start_worker()
-        worker.send({"run": self._assignment(claim).model_dump(mode="json")})
+        started_ns = now_ns()
+        self.attempts[claim.job.stage].started += 1
+        own = tracing.new_traceparent(claim.job.traceparent)
         try:
-            end = self._follow(claim, worker)
+            end = self._follow(claim, self._worker_for(claim), assignment_of(claim, self._settings, own))
+        except OtherCode as error:
+            end = {"failure": {"kind": "permanent", "message": str(error)}}
         except WorkerEnded as ended:
             self._worker = None
+            self.workers.crashes += 1
             message = f"the worker process was {describe_exit(ended.args[0])}"
             end = {"failure": {"kind": "crashed", "message": message}}
         outcome = self._settle(claim, end)
+        self._tell(claim, own, outcome, end.get("failure", {}).get("message", ""), started_ns)
+
+    def _worker_for(self, claim: Claim) -> WorkerProcess:
+        """A worker that runs the code which the job's key names; one with older code is replaced.
+
+        Raises:
+            OtherCode: This installation has other code.
+        """
+        worker = self._worker if self._worker and self._worker.alive else self._start_worker()
+        if claim.job.code in ("", self._code):
+            return worker
+        worker = self._start_worker()
+        if claim.job.code != self._code:
+            raise OtherCode(
+                f"the job asks for {self._service} code {claim.job.code[:19]}…, here is {self._code[:19]}…: "
+                "its result would stand under a wrong key; build all images from one commit, or run "
+                "`sim2or run` in the checkout whose services run"
+            )
+        return worker
+
+    def _tell(self, claim: Claim, own: str, outcome: str, error: str, started_ns: int) -> None:
+        """Counts, traces and logs an attempt that ended."""
+        wall_s = (now_ns() - started_ns) / 1e9
+        counts = self.attempts[claim.job.stage]
+        counts.ended[outcome] += 1
+        counts.duration_s.add(wall_s)
+        tracing.record(
+            f"job {claim.job.stage}",
+            own=own,
+            parent=claim.job.traceparent,
+            started_ns=started_ns,
+            error=error or ("" if outcome in GOOD_ENDS else outcome),
+            job=claim.job_id,
+            stage=claim.job.stage,
+            attempt=claim.attempt,
+            outcome=outcome,
+            worker=self.name,
+            run=claim.job.run_id,
+        )
         self._log.info(
             "job",
             job=claim.job_id,
             stage=claim.job.stage,
             attempt=claim.attempt,
             outcome=outcome,
-            wall_s=round(time.monotonic() - started_s, 3),
-            **({"error": end["failure"]["message"]} if "failure" in end else {}),
+            wall_s=round(wall_s, 3),
+            **({"error": error} if error else {}),
         )
 
-    def _assignment(self, claim: Claim) -> Assignment:
-        job = claim.job
-        return Assignment(
-            job_id=claim.job_id,
-            attempt=claim.attempt,
-            stage=job.stage,
-            key=job.key,
-            spec=job.spec,
-            inputs=job.inputs,
-            shard=job.shard,
-            shards=job.shards,
-            work=self._settings.work_dir(claim.job_id).absolute(),
-            store=self._settings.store_root.absolute(),
-            run_id=job.run_id,
-            traceparent=job.traceparent,
-            lease_s=claim.lease_s,
-        )
-
-    def _follow(self, claim: Claim, worker: WorkerProcess) -> dict[str, Any]:
+    def _follow(self, claim: Claim, worker: WorkerProcess, assignment: Assignment) -> dict[str, Any]:
         """Keeps the lease and passes progress on until the worker is done or must stop.
+
+        The worker begins when the lease was renewed once: the answer to a claim may have been under way for
+        longer than the lease, and then the job is somebody else's.
 
         Returns:
             ``{"result"|"failure": …}`` from the worker, or ``{"stopped": reason}``.
         """
         beat_s = claim.lease_s / 4
+        stall_s = self._stages[claim.job.stage].stall_s or self._settings.stall_s
         renewed_s, next_renewal_s = time.monotonic(), 0.0
+        told_s = time.monotonic()
         progress: Progress | None = None
-        next_progress_s = 0.0
+        next_progress_s, begun = 0.0, False
         while True:
+            PULSE.beat()
             now_s = time.monotonic()
             if self._stopping.is_set():
                 return self._stopped("released")
@@ -231,16 +335,27 @@ class Agent:
                 next_renewal_s = now_s + beat_s
                 if lease is Lease.OWNED:
                     renewed_s, next_progress_s, progress = now_s, now_s + PROGRESS_S, None
-                    worker.send({"alive": True})
+                    word = {"alive": renewed_s, "figures": bool(self._settings.metrics_port)}
+                    if begun:
+                        worker.beat(word)
+                    else:
+                        worker.send(word | {"run": assignment.model_dump(mode="json")})
+                        begun = True
                 elif lease or now_s > renewed_s + claim.lease_s:
                     return self._stopped(lease.value if lease else "lost")
                 else:
                     next_renewal_s = next_progress_s = now_s + min(1.0, beat_s)
             message = worker.receive(POLL_S) or {}
+            self._figures = message.get("figures", self._figures)
+            if message.keys() - {"figures"}:
+                told_s = time.monotonic()
             if "progress" in message:
                 progress = Progress.model_validate(message["progress"])
             if "result" in message or "failure" in message:
                 return message
+            if 0 < stall_s < time.monotonic() - told_s:
+                self._drop_worker()
+                return {"failure": stalled(stall_s)}
 
     def _stopped(self, reason: str) -> dict[str, Any]:
         self._drop_worker()
@@ -255,14 +370,14 @@ class Agent:
             return None
 
     def _settle(self, claim: Claim, end: Mapping[str, Any]) -> str:
-        """Tells the bus how the job ended, again and again while the bus does not answer."""
-        deadline_s = time.monotonic() + COMPLETION_S
+        """Tells the bus how the job ended, again and again until the bus takes it."""
         while True:
+            PULSE.beat()
             try:
                 return self._settle_once(claim, end)
             except TransientError as error:
                 self._log.warning("bus", error=str(error))
-                if time.monotonic() > deadline_s or self._stopping.wait(0.5):
+                if self._stopping.wait(0.5):
                     return "unrecorded"
 
     def _settle_once(self, claim: Claim, end: Mapping[str, Any]) -> str:
@@ -281,6 +396,32 @@ class Agent:
         return "done"
 
 
+def assignment_of(claim: Claim, settings: Settings, traceparent: str) -> Assignment:
+    """What a worker must know to do a job.
+
+    Args:
+        claim: The job.
+        settings: Where its work directory and the store are.
+        traceparent: W3C trace context of this attempt.
+    """
+    job = claim.job
+    return Assignment(
+        job_id=claim.job_id,
+        attempt=claim.attempt,
+        stage=job.stage,
+        key=job.key,
+        spec=job.spec,
+        inputs=job.inputs,
+        shard=job.shard,
+        shards=job.shards,
+        work=settings.work_dir(claim.job_id).absolute(),
+        store=settings.store_root.absolute(),
+        run_id=job.run_id,
+        traceparent=traceparent,
+        lease_s=claim.lease_s,
+    )
+
+
 def result_message(result: Mapping[str, Any], kinds: Mapping[str, str]) -> JobResult:
     """The result for the bus; a summary too large for it is left to the artifacts' manifests."""
     message = JobResult(outputs=result["outputs"], kinds=dict(kinds), summary=result["summary"])
@@ -289,6 +430,15 @@ def result_message(result: Mapping[str, Any], kinds: Mapping[str, str]) -> JobRe
     except MessageError:
         return message.model_copy(update={"summary": {"note": "too large for the bus; see the manifest"}})
     return message
+
+
+def stalled(limit_s: float) -> dict[str, str]:
+    """The failure of a job that hangs."""
+    message = (
+        f"no progress for {limit_s:g} s: the job hung and its worker was ended; if so much time between two "
+        "reports is normal for it, raise SIM2OR_STALL_S or the stage's stall_s"
+    )
+    return {"kind": "crashed", "message": message}
 
 
 def remove_tree(path: os.PathLike[str]) -> None:
@@ -307,7 +457,13 @@ def serve(service: str, *, settings: Settings | None = None, table: Table | None
         signal.signal(signum, lambda *_: agent.stop())
     if PARENT_VARIABLE in os.environ:
         on_end_of_input(sys.stdin.buffer, lambda: _end(agent, settings.grace_s))
-    agent.run()
+    tracing.configure(service)
+    sources = {"worker": agent.worker_readings, "bus": queue_source(jobs, agent.attempts)}
+    expose(settings, service, sources)
+    try:
+        agent.run()
+    finally:
+        tracing.flush()
 
 
 def _end(agent: Agent, grace_s: float) -> None:

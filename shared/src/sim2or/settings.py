@@ -25,9 +25,15 @@ class Settings(BaseSettings):
         store: Root of the artifact store; ``<run_dir>/store`` when empty.
         policy_endpoint: ZeroMQ endpoint of the policy server.
         robot_endpoint: ZeroMQ endpoint of the robot process.
+        upload_endpoint: Where workers send artifacts before they report them; empty: the store is shared.
         lease_s: How long a job stays with a worker that is not heard of [s].
         grace_s: How long a child may take to unwind after SIGTERM [s].
+        stall_s: A job that tells no progress for so long hangs: it is ended and tried again [s]; 0: never. It
+            covers everything between two reports: reading the inputs, importing code, storing the outputs.
+        keys: Directory of CURVE keys and Redis passwords (``make keys``); needed for what leaves this host.
         plugins: Comma-separated Python modules that offer further ``STAGES`` and ``SERVICES``.
+        metrics_port: Where this process shows its metrics over HTTP; 0: nowhere.
+        metrics_host: The address it listens on; plain text, so loopback unless the network is private.
     """
 
     model_config = SettingsConfigDict(env_prefix="SIM2OR_", frozen=True, extra="ignore")
@@ -37,9 +43,14 @@ class Settings(BaseSettings):
     store: Path | None = None
     policy_endpoint: str = ""
     robot_endpoint: str = ""
+    upload_endpoint: str = ""
     lease_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
     grace_s: Annotated[float, Field(gt=0, le=600)] = 3.0
+    stall_s: Annotated[float, Field(ge=0, le=86400)] = 0.0
+    keys: Path | None = None
     plugins: str = ""
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    metrics_host: str = "127.0.0.1"
 
     @property
     def store_root(self) -> Path:

@@ -53,6 +53,7 @@ class StageInfo:
         needs: Servers that must run beside it.
         warm_after: The stage whose first job tells a worker to import this stage's code; "" imports at start.
         phase: The part of the work that people count its time to; its own name by default.
+        stall_s: A job without progress for so long hangs and is retried [s]; 0: ``SIM2OR_STALL_S`` decides.
     """
 
     name: str
@@ -65,6 +66,7 @@ class StageInfo:
     needs: tuple[str, ...] = ()
     warm_after: str = ""
     phase: str = ""
+    stall_s: float = 0.0
 
     def spec_class(self) -> type[Spec]:
         """The pydantic class of the stage's configuration."""
@@ -120,7 +122,14 @@ def _stage(name: str, service: str, entry: str, **rest: Any) -> StageInfo:
 
 
 STAGES: tuple[StageInfo, ...] = (
-    _stage("collect", "sim", "collect:STAGE", outputs={"episodes": "episodes"}, shardable=True),
+    _stage(
+        "collect",
+        "sim",
+        "collect:STAGE",
+        outputs={"episodes": "episodes"},
+        shardable=True,
+        stall_s=1800,
+    ),
     _stage(
         "convert",
         "dataset",
@@ -145,6 +154,7 @@ STAGES: tuple[StageInfo, ...] = (
         inputs={"dataset": Role(("dataset",))},
         outputs={"checkpoint": "checkpoint"},
         warm_after="convert",
+        stall_s=1800,
     ),
     _stage(
         "export",
@@ -165,6 +175,7 @@ STAGES: tuple[StageInfo, ...] = (
         shardable=True,
         needs=("policy",),
         phase="evaluate",
+        stall_s=1800,
     ),
     _stage(
         "evaluate",

@@ -26,8 +26,11 @@ from typing import IO, Literal
 from pydantic import Field, ValidationError
 
 from sim2or import log
-from sim2or.artifacts.store import write_json
+from sim2or.artifacts.store import Store, write_json
+from sim2or.bus.events import Events
 from sim2or.bus.jobs import Jobs
+from sim2or.bus.journal import NAME, Journal, recover
+from sim2or.bus.queue import JobQueue
 from sim2or.bus.server import PrivateRedis, connect
 from sim2or.bus.server import start as start_redis
 from sim2or.errors import ConfigError, JobError, TransientError, choices
@@ -48,12 +51,15 @@ from sim2or.process import (
 )
 from sim2or.settings import Settings, load_settings, result_variables
 from sim2or.stages import ServiceInfo, Table, load_table
+from sim2or.worker import is_full, room
 
 STATE = "supervisor.json"
 CONFIG_EXIT = 2
 BACKOFF_S = (0.2, 10.0)
 STEADY_S = 30.0
 POLL_S = 0.1
+RETRY_S = 1.0
+MAX_PORT = 65535
 
 Status = Literal["running", "restarting", "refused"]
 
@@ -68,6 +74,7 @@ class ProcessState(Spec):
         restarts: How often it was restarted.
         log: Its log file, relative to the run directory.
         last_exit: How it ended last.
+        metrics_port: Where it shows its metrics; 0: nowhere.
     """
 
     service: str
@@ -76,6 +83,7 @@ class ProcessState(Spec):
     restarts: int
     log: str
     last_exit: str = ""
+    metrics_port: int = 0
 
 
 class SupervisorState(Spec):
@@ -118,6 +126,7 @@ class Supervised:
     due_s: float = 0.0
     status: Status = "restarting"
     last_exit: str = ""
+    metrics_port: int = 0
 
 
 @dataclass
@@ -141,6 +150,8 @@ class Supervisor:
     _stopping: threading.Event = field(default_factory=threading.Event)
     _redis: PrivateRedis | None = None
     _sockets: Path | None = None
+    _ready: bool = False
+    _recovered: bool = False
     _processes: list[Supervised] = field(default_factory=list)
 
     def stop(self) -> None:
@@ -163,7 +174,7 @@ class Supervisor:
                 self._start()
                 logger.info("ready", services=dict(self.counts), redis=self._redis_url)
                 while not self._stopping.wait(POLL_S):
-                    self._keep_running()
+                    self._keep_trying()
             finally:
                 self._stop_all()
                 logger.info("stopped")
@@ -177,30 +188,55 @@ class Supervisor:
         self._sockets = Path(tempfile.mkdtemp(prefix="s2o-", dir="/tmp" if Path("/tmp").is_dir() else None))
         if not self.settings.redis_url:
             self._start_redis()
+        self._recover()
         if self.anew:
             cancel_unfinished(Jobs(connect(self._redis_url)), self.run_dir.name)
+            Journal(self.run_dir / NAME).drop_unfinished()
         for name, count in self.counts.items():
             for number in range(1, count + 1):
                 full = name if count == 1 else f"{name}-{number}"
                 supervised = Supervised(
                     full, self.table.services[name], self.run_dir / "logs" / f"{full}.log"
                 )
+                supervised.metrics_port = self._metrics_port(len(self._processes))
                 self._processes.append(supervised)
                 self._launch(supervised)
+        self._ready = True
         self._write(ready=True)
 
     def _start_redis(self) -> None:
         assert self._sockets is not None
         self._redis = start_redis(self.run_dir / "redis", socket=self._sockets / "redis.sock")
 
+    def _recover(self) -> None:
+        """Brings this run's jobs back to a bus that lost them."""
+        with contextlib.closing(connect(self._redis_url)) as redis:
+            recover(
+                Jobs(redis),
+                Journal(self.run_dir / NAME),
+                Events(redis),
+                holds=Store(self.settings.store_root).holds,
+                resubmit=not self.anew or self._ready,
+                run_id=self.run_dir.name,
+            )
+        self._recovered = True
+
     def _launch(self, supervised: Supervised) -> None:
         supervised.process = start(
             [sys.executable, "-m", supervised.info.module, *supervised.info.command],
-            environment=self._environment(supervised.info),
+            environment={
+                **self._environment(supervised.info),
+                "SIM2OR_METRICS_PORT": str(supervised.metrics_port),
+            },
             log=supervised.log,
         )
         supervised.started_s = time.monotonic()
         supervised.status = "running"
+
+    def _metrics_port(self, index: int) -> int:
+        """The port of a process's metrics: ours and the next ones, in the table's order; 0: none."""
+        first = self.settings.metrics_port
+        return first + index if first and first + index <= MAX_PORT else 0
 
     def _environment(self, info: ServiceInfo) -> dict[str, str]:
         threads = str(info.threads or os.cpu_count() or 1)
@@ -213,6 +249,7 @@ class Supervisor:
             "SIM2OR_LEASE_S": str(self.settings.lease_s),
             "SIM2OR_GRACE_S": str(self.settings.grace_s),
             "SIM2OR_PLUGINS": self.settings.plugins,
+            "SIM2OR_METRICS_HOST": self.settings.metrics_host,
             MARKER_VARIABLE: self.marker,
             **{f"{library}_NUM_THREADS": threads for library in ("OMP", "OPENBLAS", "MKL")},
         }
@@ -221,12 +258,26 @@ class Supervisor:
         given: str = getattr(self.settings, f"{name}_endpoint")
         return given or f"ipc://{self._sockets}/{name}.sock"
 
+    def _keep_trying(self) -> None:
+        """Keeps everything running; where space is missing or Redis does not start, tries again."""
+        try:
+            self._keep_running()
+        except (OSError, ConfigError) as error:
+            if isinstance(error, OSError) and not is_full(error):
+                raise
+            log.get_logger().error("cannot go on for now", error=str(error), room=room(self.run_dir))
+            self._stopping.wait(RETRY_S)
+
     def _keep_running(self) -> None:
         changed = False
         if self._redis and self._redis.process.poll() is not None:
             log.get_logger().warning("redis ended", how=describe_exit(self._redis.process.returncode))
+            self._recovered = False
             self._start_redis()
             changed = True
+        if not self._recovered:
+            with contextlib.suppress(TransientError):
+                self._recover()
         now_s = time.monotonic()
         for supervised in self._processes:
             if supervised.process is not None and supervised.process.poll() is not None:
@@ -312,10 +363,11 @@ class Supervisor:
             restarts=supervised.restarts,
             log=str(supervised.log.relative_to(self.run_dir)),
             last_exit=supervised.last_exit,
+            metrics_port=supervised.metrics_port,
         )
 
 
-def cancel_unfinished(jobs: Jobs, run_id: str) -> None:
+def cancel_unfinished(jobs: JobQueue, run_id: str) -> None:
     """Cancels the jobs that a run left unfinished, and nobody else's."""
     for record in jobs.list():
         if record.job.run_id == run_id and not record.final:

@@ -2,44 +2,57 @@
 
 It talks to its agent in JSON lines over pipes::
 
-    agent → worker   {"run": {...}}   {"alive": true}   (end of file: the agent is gone)
-    worker → agent   {"ready": 1.2}   {"progress": {...}}   {"result": {...}}   {"failure": {...}}
+    agent → worker   {"alive": 81.2, "figures": true, "run": {...}}   (end of file: the agent is gone)
+    worker → agent   {"ready": 1.2} {"progress": {...}} {"figures": [...]} {"result": {…}} {"failure": {…}}
 
 SIGTERM asks the running stage to unwind at its next ``context.progress``. A worker that hears nothing for
-most of a lease ends itself: its agent is frozen, and somebody else may own the job soon.
+most of a lease ends itself: its agent is frozen, and somebody else may own the job soon. ``alive`` says when
+the lease was renewed, by the monotonic clock that both read: a worker that was frozen together with its agent
+is not deceived by messages that waited for it.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import select
+import shutil
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from sim2or import tracing
 from sim2or.artifacts.store import Store, take_back
 from sim2or.clock import utc_now
+from sim2or.counts import LIVE
 from sim2or.errors import ConfigError, JobError, Sim2OrError, TransientError
 from sim2or.messages.job import Progress
 from sim2or.messages.message import Spec
 from sim2or.process import die_with_parent
+from sim2or.settings import load_settings
 from sim2or.stage import Cancelled, StageResult
 from sim2or.stages import StageInfo, load_table
 
 PROGRESS_PERIOD_S = 0.25
 PATIENCE = 0.8
 """Share of the lease that a worker waits for its agent: it has ended before another may get its job."""
+
+JUDGE_S = 0.01
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+SCARCE_BYTES = 1 << 20
+"""A file system with less is full for whoever failed to write there."""
 
 FailureKind = Literal["permanent", "transient", "crashed"]
 
@@ -117,11 +130,48 @@ class StageContext:
         )
 
 
-def failure_of(error: BaseException) -> dict[str, str]:
-    """Says what kind of failure an exception is: only ``TransientError`` is worth another try."""
-    kind: FailureKind = "transient" if isinstance(error, TransientError) else "permanent"
+def failure_of(error: BaseException, *places: Path) -> dict[str, str]:
+    """Says what kind of failure an exception is: ``TransientError`` and a full disk are worth another try.
+
+    Args:
+        error: What was raised.
+        places: Where the job writes.
+    """
+    full = is_full(error, *places)
+    kind: FailureKind = "transient" if isinstance(error, TransientError) or full else "permanent"
     message = str(error) if isinstance(error, Sim2OrError) else f"{type(error).__name__}: {error}"
+    if full:
+        message += f" ({room(*places)}); free space, the job is tried again"
     return {"kind": kind, "message": message, "traceback": traceback.format_exc(limit=20)}
+
+
+def is_full(error: BaseException | None, *places: Path) -> bool:
+    """Whether an error says, itself or by its cause, that a disk or a quota is full.
+
+    Libraries that write in C or Rust keep the system's words but not always its number; some have neither,
+    and then the places where the job writes are looked at.
+    """
+    if error is None:
+        return False
+    if isinstance(error, OSError):
+        nameless = error.errno is None and any(_space(place)[1] < SCARCE_BYTES for place in places)
+        if error.errno in NO_SPACE or nameless:
+            return True
+    said = any(os.strerror(number) in str(error) for number in NO_SPACE)
+    return said or is_full(error.__cause__ or error.__context__, *places)
+
+
+def room(*places: Path) -> str:
+    """How much space is left, for people: ``"/run/work: 0.0 of 8.0 MB free"`` for each place."""
+    spaces = dict.fromkeys(map(_space, places))
+    return "; ".join(f"{path}: {free / 1e6:.1f} of {total / 1e6:.1f} MB free" for path, free, total in spaces)
+
+
+def _space(place: Path) -> tuple[Path, int, int]:
+    """The nearest directory above a place that exists, and what is free there of how much [bytes]."""
+    there = next(path for path in (place, *place.parents) if path.exists())
+    usage = shutil.disk_usage(there)
+    return there, usage.free, usage.total
 
 
 def parse_spec(info: StageInfo, spec: Mapping[str, Any]) -> Spec:
@@ -188,7 +238,31 @@ def run_assignment(
         ).digest
         for role, path in checked_outputs(info, result).items()
     }
+    send_away(store, outputs.values(), info.service, context)
     return {"outputs": outputs, "summary": dict(result.summary)}
+
+
+def send_away(store: Store, digests: Iterable[str], service: str, context: StageContext) -> None:
+    """Sends artifacts to the store that keeps them, where ``SIM2OR_UPLOAD_ENDPOINT`` names one.
+
+    Inputs are not fetched from there: they must be in this worker's store.
+
+    Raises:
+        TransientError: The receiver is silent, busy or full for too long.
+    """
+    settings = load_settings()
+    if not settings.upload_endpoint:
+        return
+    from sim2or.bus.keys import load_keyring
+    from sim2or.bus.upload import Uploader
+    from sim2or.messages.envelope import Origin
+
+    keys = load_keyring(settings.keys, service)
+    with closing(Uploader(settings.upload_endpoint, Origin(service), keys=keys)) as uploader:
+        for digest in digests:
+            uploader.push(
+                store, digest, progress=lambda done, total: context.progress(done, total, "bytes stored")
+            )
 
 
 def checked_outputs(info: StageInfo, result: StageResult) -> dict[str, Path]:
@@ -212,6 +286,8 @@ class Worker:
         self._out = out
         self._assignments: SimpleQueue[Assignment] = SimpleQueue()
         self._patience_s: float | None = None
+        self._deadline_s = math.inf
+        self._tells_figures = False
         self._stopping = threading.Event()
         self._sending = threading.Lock()
 
@@ -225,8 +301,11 @@ class Worker:
         self._send({"ready": round(time.monotonic() - started_s, 3)})
         while not self._stopping.is_set():
             assignment = self._assignments.get()
-            self._send(problem or self._attempt(assignment))
-            self._patience_s = None
+            self._must_unwind()
+            end = problem or self._attempt(assignment)
+            self._tell_figures()
+            self._patience_s, self._deadline_s = None, math.inf  # before the agent can send the next job
+            self._send(end)
 
     def _import(self) -> dict[str, Any] | None:
         try:
@@ -246,43 +325,63 @@ class Worker:
 
         try:
             info = self._stages[assignment.stage]
-            return {"result": run_assignment(assignment, info, report, self._stopping.is_set)}
+            return {"result": run_assignment(assignment, info, report, self._must_unwind)}
         except Cancelled:
             return {"failure": {"kind": "transient", "message": "stopped", "traceback": ""}}
         except Exception as error:  # noqa: BLE001 - the handler's border
-            return {"failure": failure_of(error)}
+            return {"failure": failure_of(error, assignment.work, assignment.store)}
 
     def _send(self, message: Mapping[str, Any]) -> None:
-        line = json.dumps(message, default=_plain).encode() + b"\n"
+        line = json.dumps(message, default=plain).encode() + b"\n"
         with self._sending:
             while line:
                 line = line[os.write(self._out, line) :]
 
+    def _tell_figures(self) -> None:
+        """Tells the agent what this process counts, where somebody looks at it."""
+        if self._tells_figures:
+            self._send({"figures": [asdict(reading) for reading in LIVE.readings()]})
+
+    def _must_unwind(self) -> bool:
+        """Whether the job must stop; it never returns in a process whose agent is not heard of any more."""
+        while time.monotonic() > self._deadline_s:
+            time.sleep(JUDGE_S)  # the reader judges: it finds word of the agent, or ends the process
+        return self._stopping.is_set()
+
     def _on_term(self, *_: object) -> None:
         if self._patience_s is None:
+            tracing.flush()
             os._exit(0)
         self._stopping.set()
 
     def _hear(self) -> None:
         buffer = b""
         while True:
-            patience_s = self._patience_s
-            ready, _, _ = select.select([0], [], [], 1.0 if patience_s is None else patience_s)
-            if not ready and patience_s is not None and self._patience_s is not None:
+            left_s = max(0.0, self._deadline_s - time.monotonic())
+            ready, _, _ = select.select([0], [], [], min(left_s, 1.0))
+            if not ready and self._patience_s is not None and time.monotonic() > self._deadline_s:
                 os._exit(3)
             chunk = os.read(0, 65536) if ready else b"\n"
             if not chunk:
                 os._exit(3)
             *lines, buffer = (buffer + chunk).split(b"\n")
+            asked = False
             for line in filter(None, lines):
                 message = json.loads(line)
+                if "alive" in message and self._patience_s is not None:
+                    self._deadline_s = message["alive"] + self._patience_s
+                if "figures" in message:
+                    self._tells_figures = asked = message["figures"]
                 if "run" in message:
                     assignment = Assignment.model_validate(message["run"])
                     self._patience_s = PATIENCE * assignment.lease_s
+                    self._deadline_s = message["alive"] + self._patience_s
                     self._assignments.put(assignment)
+            if asked:  # once, however many questions waited while the job was in C
+                self._tell_figures()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON for what summaries tend to hold: numpy scalars and arrays, paths, tuples."""
     for method in ("tolist", "as_posix"):
         if hasattr(value, method):
@@ -296,8 +395,10 @@ def main() -> None:
     out = os.dup(1)
     os.dup2(2, 1)  # what libraries print must not mix with the protocol
     sys.stdout = sys.stderr
+    tracing.configure(sys.argv[1])
     table = load_table(os.environ.get("SIM2OR_PLUGINS", ""))
     Worker(table.of_service(sys.argv[1]), out).run()
+    tracing.flush()
 
 
 if __name__ == "__main__":

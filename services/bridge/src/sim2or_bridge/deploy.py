@@ -14,6 +14,7 @@ from typing import Any
 
 from sim2or.artifacts.record import Record, write_whole
 from sim2or.artifacts.store import write_json
+from sim2or.bus.keys import Keyring, load_keyring
 from sim2or.clock import utc_now
 from sim2or.contracts.robot import RobotProfile, load_robot
 from sim2or.contracts.scenario import Scenario, scenario_list
@@ -129,11 +130,12 @@ class Deployment:
         settings = load_settings()
         if not settings.robot_endpoint or not settings.policy_endpoint:
             raise JobError("deploy: set SIM2OR_ROBOT_ENDPOINT and SIM2OR_POLICY_ENDPOINT")
+        keys = load_keyring(settings.keys, "bridge")
         self._latch.promote(TorqueStage.named(self.spec.torque_stage), self.evidence)
         self._note(latch=self._latch.journal)
         for attempt in range(1 + MAX_INTERRUPTIONS):
             try:
-                self._connected(settings.robot_endpoint, settings.policy_endpoint)
+                self._connected(settings.robot_endpoint, settings.policy_endpoint, keys)
                 return
             except HardwareError as error:
                 self._note(interrupted=str(error), finished=len(self.trials.lines))
@@ -149,7 +151,7 @@ class Deployment:
             "ended_at": notes[-1]["at"] if notes else "",
         }
 
-    def _connected(self, robot_endpoint: str, policy_endpoint: str) -> None:
+    def _connected(self, robot_endpoint: str, policy_endpoint: str, keys: Keyring | None) -> None:
         """Runs what is open over one connection to robot and policy."""
         spec, task = self.spec, self.task
         step = control_step(
@@ -160,12 +162,12 @@ class Deployment:
             max_age_s=spec.max_age_s,
             reserve_periods=LATE_BEAT_PERIODS,
         )
-        arm = RemoteRobot(robot_endpoint)
+        arm = RemoteRobot(robot_endpoint, keys=keys)
         with ExitStack() as connections:
             connections.callback(arm.close)
             arm.connect(timeout_s=spec.start_timeout_s)
             check_fit(self.card, self.robot, arm.spec)
-            link = PolicyLink(policy_endpoint, self.artifact, deadline_ms=spec.policy_deadline_ms)
+            link = PolicyLink(policy_endpoint, self.artifact, deadline_ms=spec.policy_deadline_ms, keys=keys)
             connections.callback(link.close)
             hand_over = HandOver(
                 arm,
@@ -204,6 +206,8 @@ class Deployment:
             period_s=self.task.period_s,
         )
         self.trials.add(line)
+        hand_over.counts.stale_executed += line["stale_executed"]
+        hand_over.counts.violations += line["violations"]
         self._report()
 
     def _warm_up(self, arm: RemoteRobot, link: PolicyLink) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from sim2or.clock import now_ns
 from sim2or.contracts.scenario import Scenario
+from sim2or.counts import LATENCY_BOUNDS_S, LIVE, Distribution
 from sim2or.errors import HardwareError
 from sim2or.messages.joint_command import JointCommand
 from sim2or.rollout.control import Command, ControlStep
@@ -57,6 +58,52 @@ class Timing:
         self.slack_ms.append((deadline_ns - left_ns) / 1e6)
 
 
+@dataclass
+class ControlCounts:
+    """How the control loop did, over all hand-overs of this process.
+
+    Attributes:
+        ticks: Control ticks of the robot that passed.
+        deadline_misses: Ticks for which no command left in time.
+        holds: Commands that held the arm instead of following the policy.
+        stale_executed: Commands older than allowed that the robot executed, by its own log.
+        violations: Commands beyond a limit that the robot executed, by its own log.
+        period_s: Time between two beats of the loop.
+        work_s: From the beginning of a beat to the command's departure, waits included.
+    """
+
+    ticks: int = 0
+    deadline_misses: int = 0
+    holds: int = 0
+    stale_executed: int = 0
+    violations: int = 0
+    period_s: Distribution = field(default_factory=lambda: Distribution(LATENCY_BOUNDS_S))
+    work_s: Distribution = field(default_factory=lambda: Distribution(LATENCY_BOUNDS_S))
+    _began_ns: int = field(default=0, init=False)
+
+    def begin(self) -> None:
+        """Starts a hand-over: the time since the last one is no period."""
+        self._began_ns = 0
+
+    def beat(self, *, ticks: int, misses: int, held: bool, began_ns: int, left_ns: int) -> None:
+        """Adds one beat of the loop.
+
+        Args:
+            ticks: Ticks that passed with it.
+            misses: How many of these had no command in time.
+            held: Whether its command holds the arm.
+            began_ns: When it began [ns].
+            left_ns: When its command left [ns].
+        """
+        self.ticks += ticks
+        self.deadline_misses += misses
+        self.holds += held
+        self.work_s.add((left_ns - began_ns) / 1e9)
+        if self._began_ns:
+            self.period_s.add((began_ns - self._began_ns) / 1e9)
+        self._began_ns = began_ns
+
+
 class HandOver:
     """Runs hand-overs of one model on one robot.
 
@@ -85,6 +132,8 @@ class HandOver:
         self._sensed: Sensed | None = None
         self._artifact, self._max_ticks = artifact, max_ticks
         self._period_ns = step.executor.period_ns
+        self.counts = ControlCounts()
+        LIVE.watch(self, self.counts)
 
     def run(self, scenario: Scenario, *, reset_timeout_s: float) -> tuple[Episode, Timing]:
         """Runs one hand-over; the robot's watchdog holds the arm afterwards.
@@ -101,6 +150,7 @@ class HandOver:
         episode, timing, pacer = Episode(session), Timing(), Pacer(self._period_ns)
         pacer.lock(self._robot.sense(timeout_s=FIRST_STATE_S).time_ns)
         self._ask_permission()
+        self.counts.begin()
         gc.collect()
         gc.disable()  # a collection takes longer than the slack of a tick
         try:
@@ -158,7 +208,15 @@ class HandOver:
             self._send(command)
         else:
             self._step.withdraw()
-        timing.add(skipped=skipped, began_ns=began_ns, left_ns=now_ns(), deadline_ns=deadline_ns)
+        left_ns = now_ns()
+        timing.add(skipped=skipped, began_ns=began_ns, left_ns=left_ns, deadline_ns=deadline_ns)
+        self.counts.beat(
+            ticks=1 + skipped,
+            misses=skipped + (left_ns > deadline_ns),
+            held=command.decision.hold,
+            began_ns=began_ns,
+            left_ns=left_ns,
+        )
         episode.add(sensed, command, deadline_ns)
         return deadline_ns
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import zmq
 from sim2or.bus import sockets
+from sim2or.bus.keys import Keyring
 from sim2or.clock import now_ns
 
 POLL_MS = 50
@@ -22,12 +23,13 @@ QUEUE = 64
 
 
 @contextmanager
-def delayed(endpoint: str, *, delay_ms: float) -> Iterator[str]:
+def delayed(endpoint: str, *, delay_ms: float, keys: Keyring | None = None) -> Iterator[str]:
     """Puts a line with a delay before a ROUTER server, for as long as the context lasts.
 
     Args:
         endpoint: Where clients connect; the line binds it.
         delay_ms: How long each answer is held back [ms]; 0 puts nothing there.
+        keys: Of the server; needed beyond loopback.
 
     Yields:
         Where the server must bind instead.
@@ -37,7 +39,7 @@ def delayed(endpoint: str, *, delay_ms: float) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory(prefix="s2o-") as directory:
         inner = f"ipc://{os.path.join(directory, 'policy')}"
-        line = DelayLine(endpoint, inner, delay_ms=delay_ms)
+        line = DelayLine(endpoint, inner, delay_ms=delay_ms, keys=keys)
         thread = threading.Thread(target=line.run, name="delay", daemon=True)
         thread.start()
         try:
@@ -54,11 +56,12 @@ class DelayLine:
         front: Endpoint that clients connect to.
         back: Endpoint of the server.
         delay_ms: How long each answer is held back [ms].
+        keys: Of the server; needed beyond loopback.
     """
 
-    def __init__(self, front: str, back: str, *, delay_ms: float) -> None:
+    def __init__(self, front: str, back: str, *, delay_ms: float, keys: Keyring | None = None) -> None:
         self._front = sockets.open_socket(zmq.ROUTER, hwm=QUEUE)
-        sockets.bind(self._front, front)
+        sockets.bind(self._front, front, keys=keys)
         self._back = back
         self._delay_ns = int(delay_ms * 1e6)
         self._backs: dict[bytes, sockets.Zmq] = {}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import batched
 
 import numpy as np
 from numpy.typing import NDArray
+from sim2or.counts import LATENCY_BOUNDS_S, LIVE, Distribution
 from sim2or.errors import MessageError, Sim2OrError
 from sim2or.log import get_logger
 from sim2or.messages.action_chunk import ActionChunk
@@ -22,6 +24,19 @@ from sim2or_policy.shelf import Shelf
 Answer = ActionChunk | PolicyError
 
 
+@dataclass
+class InferenceCounts:
+    """What the models did.
+
+    Attributes:
+        events: Chunks answered, batches run, and refusals by code.
+        duration_s: How long a batch was in the model.
+    """
+
+    events: Counter[str] = field(default_factory=Counter, metadata={"label": "kind"})
+    duration_s: Distribution = field(default_factory=lambda: Distribution(LATENCY_BOUNDS_S))
+
+
 class Inference:
     """Answers requests; those for one model that wait together are run together.
 
@@ -32,6 +47,8 @@ class Inference:
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
         self.counts: Counter[str] = Counter()
+        self._figures = InferenceCounts(self.counts)
+        LIVE.watch(self, self._figures)
 
     def answer(self, requests: Sequence[PolicyRequest]) -> list[Answer]:
         """Answers every request, in order.
@@ -75,6 +92,7 @@ class Inference:
                 },
             )
             inference_s = time.perf_counter() - start
+            self._figures.duration_s.add(inference_s)
             return [
                 _chunk(artifact, backend, observation, rows, inference_s)
                 for observation, rows in zip(observations, actions_rad, strict=True)

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from sim2or.artifacts.store import Store
+from sim2or.bus.keys import load_keyring
 from sim2or.bus.rpc import PolicyServerLoop
+from sim2or.counts import PULSE
 from sim2or.errors import ConfigError
 from sim2or.log import get_logger
 from sim2or.settings import Settings
@@ -48,16 +50,18 @@ def serve_until(stopped: Callable[[], bool], settings: PolicySettings) -> None:
     """
     if not settings.policy_endpoint:
         raise ConfigError("SIM2OR_POLICY_ENDPOINT is empty; give an endpoint such as ipc:///tmp/s2o/policy")
+    keys = load_keyring(settings.keys, "policy")
     shelf = Shelf(Store(settings.store_root), openers(settings.policy_backend), size=settings.policy_models)
     inference = Inference(shelf)
-    with delayed(settings.policy_endpoint, delay_ms=settings.policy_delay_ms) as endpoint:
-        loop = PolicyServerLoop(endpoint, inference.answer)
+    with delayed(settings.policy_endpoint, delay_ms=settings.policy_delay_ms, keys=keys) as endpoint:
+        loop = PolicyServerLoop(endpoint, inference.answer, keys=keys)
         get_logger().info(
             "policy server ready", endpoint=settings.policy_endpoint, delay_ms=settings.policy_delay_ms
         )
         report = Report()
         try:
             while not stopped():
+                PULSE.beat()
                 loop.step(STEP_S)
                 report.tick(asdict(loop.counts) | inference.counts, models=len(shelf))
         finally:

@@ -6,18 +6,21 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
+from sim2or.bus.keys import Keyring, load_keyring
 from sim2or.bus.pubsub import Publisher
 from sim2or.bus.rpc import Request, Router
 from sim2or.clock import now_ns
 from sim2or.contracts.robot import RobotProfile, load_robot
 from sim2or.contracts.scenario import Scenario, sample_scenario
 from sim2or.contracts.task import TaskProfile, load_task
+from sim2or.counts import LATENCY_BOUNDS_S, LIVE, PULSE, Distribution
 from sim2or.errors import ConfigError, Sim2OrError
 from sim2or.log import get_logger
-from sim2or.messages.envelope import Origin
+from sim2or.messages.envelope import Envelope, Origin
 from sim2or.messages.joint_command import JointCommand
 from sim2or.messages.robot_request import RobotReport, RobotRequest
 from sim2or.messages.robot_state import RobotState
@@ -35,6 +38,21 @@ REST_AFTER_NS = 2_000_000_000
 IDLE_WAIT_S = 0.2
 
 
+@dataclass
+class RobotCounts:
+    """How a robot's ticks kept time.
+
+    Attributes:
+        ticks: Control ticks executed.
+        late_ticks: Ticks that passed without one, because the tick before took too long.
+        tick_s: How long a tick took: sensing, publishing, executing.
+    """
+
+    ticks: int = 0
+    late_ticks: int = 0
+    tick_s: Distribution = field(default_factory=lambda: Distribution(LATENCY_BOUNDS_S))
+
+
 class RobotServer:
     """Ticks a robot at its control rate on absolute deadlines, and answers between the ticks.
 
@@ -43,26 +61,39 @@ class RobotServer:
         task: The task's profile.
         arm: The robot.
         endpoint: Where commands and requests arrive; states leave beside it.
+        keys: Of the robot; needed beyond loopback.
     """
 
-    def __init__(self, robot: RobotProfile, task: TaskProfile, arm: SimulatedRobot, endpoint: str) -> None:
+    def __init__(
+        self,
+        robot: RobotProfile,
+        task: TaskProfile,
+        arm: SimulatedRobot,
+        endpoint: str,
+        *,
+        keys: Keyring | None = None,
+    ) -> None:
         origin = Origin(f"robot/{robot.name}", calibration=robot.calibration_id)
         self._arm, self._task, self._robot = arm, task, robot
         self._router: Router[JointCommand | RobotRequest] = Router(
-            endpoint, origin, JointCommand, RobotRequest
+            endpoint, origin, JointCommand, RobotRequest, keys=keys
         )
-        self._states = Publisher(state_endpoint(endpoint), origin, RobotState)
+        self._states = Publisher(state_endpoint(endpoint), origin, RobotState, keys=keys)
         self._period_ns = round(task.period_s * 1e9)
         self._judge = Judge(robot, task)
         self._next_ns = self._spoken_ns = now_ns()
         self._late_ticks = 0
         self._begins = True
         self._slowest_ns = 0
+        self._began: Envelope | None = None
+        self._counts = RobotCounts()
+        LIVE.watch(self, self._counts)
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Serves until ``stopped()``, which is asked every tick, then closes."""
         try:
             while not stopped():
+                PULSE.beat()
                 if self._rests():
                     self._listen(now_ns() + int(IDLE_WAIT_S * 1e9))
                     self._next_ns = now_ns()
@@ -97,6 +128,7 @@ class RobotServer:
         try:
             if request.message.action == "reset":
                 self._reset(request.message)
+                self._began = request.envelope
             self._router.answer(request, self._report(with_log=request.message.action == "log"))
         except Sim2OrError as error:
             self._router.refuse(request, "refused", str(error))
@@ -120,13 +152,17 @@ class RobotServer:
         started_ns = now_ns()
         if self._begins:  # the grid of ticks starts with the first one, however long the answer to reset took
             self._next_ns, self._begins = started_ns, False
-        self._states.publish(self._arm.sense(started_ns))
+        self._states.publish(self._arm.sense(started_ns), cause=self._began)
         self._arm.act(started_ns)
-        self._slowest_ns = max(self._slowest_ns, now_ns() - started_ns)
+        took_ns = now_ns() - started_ns
+        self._slowest_ns = max(self._slowest_ns, took_ns)
+        self._counts.ticks += 1
+        self._counts.tick_s.add(took_ns / 1e9)
         self._next_ns += self._period_ns
         behind = (now_ns() - self._next_ns) // self._period_ns + 1
         if behind > 0:
             self._late_ticks += behind
+            self._counts.late_ticks += behind
             self._next_ns += behind * self._period_ns
 
     def _report(self, *, with_log: bool) -> RobotReport:
@@ -164,6 +200,7 @@ def serve(settings: Settings, robot: str = "so101", task: str = "handover") -> N
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     profile, task_profile = load_robot(robot), load_task(task)
+    keys = load_keyring(settings.keys, "robot")
     world = make_world(profile, task_profile)
     started_s = time.monotonic()
     for seed in range(
@@ -178,7 +215,7 @@ def serve(settings: Settings, robot: str = "so101", task: str = "handover") -> N
         "robot ready", endpoint=settings.robot_endpoint, warm_up_s=round(time.monotonic() - started_s, 2)
     )
     try:
-        RobotServer(profile, task_profile, arm, settings.robot_endpoint).run(stop.is_set)
+        RobotServer(profile, task_profile, arm, settings.robot_endpoint, keys=keys).run(stop.is_set)
     finally:
         world.close()
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sim2or.artifacts.record import Record
+from sim2or.bus.keys import load_keyring
 from sim2or.contracts.kinematics import Kinematics
 from sim2or.contracts.robot import RobotProfile, load_robot
 from sim2or.contracts.scenario import Scenario, scenario_list
@@ -200,10 +201,16 @@ def _actor(spec: RolloutSpec, artifact: str, world: World, robot: RobotProfile, 
         return ExpertActor(world, robot, task)
     if spec.actor == "random":
         return RandomActor(robot, horizon=task.executor.horizon)
-    endpoint = load_settings().policy_endpoint
-    if not endpoint:
+    settings = load_settings()
+    if not settings.policy_endpoint:
         raise JobError("rollout: actor 'policy' needs a policy server: set SIM2OR_POLICY_ENDPOINT")
-    return PolicyActor(endpoint, artifact, horizon=task.executor.horizon, deadline_ms=spec.deadline_ms)
+    return PolicyActor(
+        settings.policy_endpoint,
+        artifact,
+        horizon=task.executor.horizon,
+        deadline_ms=spec.deadline_ms,
+        keys=load_keyring(settings.keys, "sim"),
+    )
 
 
 def _artifact(spec: RolloutSpec, context: Context) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sim2or.artifacts.store import sync
+from sim2or.artifacts.store import put_in_place
 
 
 class Record:
@@ -48,7 +48,4 @@ class Record:
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file that is either complete or as it was; never through a link into what others hold."""
     temporary = path.with_name(f".{uuid.uuid4().hex}")
-    temporary.write_bytes(data)
-    sync(temporary)
-    temporary.rename(path)
-    sync(path.parent)
+    put_in_place(temporary, path, data)

@@ -5,12 +5,15 @@ Layout under the root::
     objects/ab/cdef…      file contents, read-only
     manifests/ab/cdef….json
     checkouts/<hex>/      read-only trees of hard links, made on demand
+    verified/<hex>.json   which bytes were verified when the checkout was made
+    partial/              what is being written, each under a lock that ends with its writer
     quarantine/           objects whose bytes no longer match their name
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -28,6 +31,9 @@ from sim2or.errors import ConfigError, JobError
 PLACE_ATTEMPTS = 3
 """How often a checkout is put in place of a damaged one."""
 
+Stamps = dict[str, list[int]]
+"""Object digest to inode, time of the last change [ns] and size [bytes] of its file."""
+
 
 class Store:
     """Keeps artifacts as read-only trees of files.
@@ -38,7 +44,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for name in ("objects", "manifests", "checkouts"):
+        for name in ("objects", "manifests", "checkouts", "verified", "partial"):
             (root / name).mkdir(parents=True, exist_ok=True)
 
     def put(
@@ -74,18 +80,19 @@ class Store:
             for digest in digests:
                 if not self._manifest_path(digest).exists():
                     raise JobError(f"parent {role}={digest} is not in the store {self.root}; store it first")
-        files = tuple(self._take(file, name) for file, name in _files(path))
-        manifest = Manifest(
-            kind=kind,
-            files=files,
-            meta=dict(meta or {}),
-            parents={role: tuple(digests) for role, digests in (parents or {}).items()},
-            key=key,
-            producer=dict(producer or {}),
-        )
-        target = self._manifest_path(manifest.digest)
-        if not target.exists():
-            _write(target, manifest.model_dump_json(indent=1).encode())
+        with self._scratch() as scratch:
+            files = tuple(self._take(file, name, scratch) for file, name in _files(path))
+            manifest = Manifest(
+                kind=kind,
+                files=files,
+                meta=dict(meta or {}),
+                parents={role: tuple(digests) for role, digests in (parents or {}).items()},
+                key=key,
+                producer=dict(producer or {}),
+            )
+            target = self._manifest_path(manifest.digest)
+            if not target.exists():
+                _write(target, manifest.model_dump_json(indent=1).encode(), scratch)
         return manifest
 
     def manifest(self, digest: str) -> Manifest:
@@ -107,7 +114,9 @@ class Store:
         return manifest
 
     def checkout(self, digest: str) -> Path:
-        """Gives a read-only directory with the artifact's files; their bytes are verified when it is made.
+        """Gives a read-only directory with the artifact's files; their bytes are verified.
+
+        They are read again only when a file is not the one, or not as old, as when it was verified.
 
         Raises:
             ConfigError: No such artifact.
@@ -115,15 +124,19 @@ class Store:
         """
         target = self.root / "checkouts" / digest.removeprefix("sha256:")
         manifest = self.manifest(digest)
-        if self._whole(target, manifest):
+        seal = self.root / "verified" / f"{target.name}.json"
+        if self._whole(target, manifest) and _read_stamps(seal) == self._stamps(manifest):
             return target
-        staging = self.root / "checkouts" / f".{uuid.uuid4().hex}"
-        for entry in manifest.files:
-            self._verify(entry)
-            link = staging / entry.path
-            link.parent.mkdir(parents=True, exist_ok=True)
-            os.link(self._object_path(entry.digest), link)
-        self._place(staging, target, manifest)
+        with self._scratch() as scratch:
+            staging = scratch / target.name
+            stamps: Stamps = {}
+            for entry in manifest.files:
+                stamps |= self._verify(entry)
+                link = staging / entry.path
+                link.parent.mkdir(parents=True, exist_ok=True)
+                os.link(self._object_path(entry.digest), link)
+            self._place(staging, target, manifest)
+            _write(seal, json.dumps(stamps).encode(), scratch)
         return target
 
     def holds(self, digest: str) -> bool:
@@ -152,12 +165,44 @@ class Store:
         for path in sorted((self.root / "manifests").glob("??/*.json")):
             yield f"sha256:{path.parent.name}{path.stem}"
 
-    def _take(self, file: Path, name: str) -> FileEntry:
+    def sweep(self) -> int:
+        """Removes what writers left unfinished when they were killed; those at work keep theirs.
+
+        Returns:
+            How many there were.
+        """
+        swept = 0
+        for lock in (self.root / "partial").glob("*.lock"):
+            with contextlib.suppress(FileNotFoundError, BlockingIOError), lock.open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                lock.unlink()
+                swept += 1
+        return swept
+
+    @contextlib.contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        """A directory on the store's file system; what is left in it is removed, by us or by ``sweep``."""
+        while True:
+            path = self.root / "partial" / uuid.uuid4().hex
+            with path.with_suffix(".lock").open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if os.fstat(file.fileno()).st_nlink == 0:  # swept between its creation and its lock
+                    continue
+                path.mkdir()
+                try:
+                    yield path
+                finally:
+                    shutil.rmtree(path, ignore_errors=True)
+                    path.with_suffix(".lock").unlink(missing_ok=True)
+                return
+
+    def _take(self, file: Path, name: str, scratch: Path) -> FileEntry:
         digest, size = _hash(file)
         target = self._object_path(digest)
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.parent / f".{uuid.uuid4().hex}"
+            temporary = scratch / uuid.uuid4().hex
             try:
                 os.link(file, temporary)
             except OSError:  # another file system
@@ -183,24 +228,24 @@ class Store:
                 staging.rename(target)
                 return
             except OSError:
-                if self._whole(target, manifest):  # another process made it first
-                    shutil.rmtree(staging)
+                if self._whole(target, manifest):  # made by another process, or verified again
                     return
-            aside = target.with_name(f".{uuid.uuid4().hex}")
             with contextlib.suppress(FileNotFoundError):  # another process moved it
-                target.rename(aside)
-            shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(staging)
+                target.rename(staging.with_name(uuid.uuid4().hex))
         raise JobError(
             f"{target} is damaged and came back {PLACE_ATTEMPTS} times; see who writes there, and remove it"
         )
 
-    def _verify(self, entry: FileEntry) -> None:
+    def _stamps(self, manifest: Manifest) -> Stamps:
+        return {entry.digest: _stamp(self._object_path(entry.digest)) for entry in manifest.files}
+
+    def _verify(self, entry: FileEntry) -> Stamps:
         path = self._object_path(entry.digest)
         if not path.exists():
             raise JobError(
                 f"{entry.path}: object {entry.digest} is missing from {self.root}; rerun its stage"
             )
+        stamp = _stamp(path)
         digest, _ = _hash(path)
         if digest != entry.digest:
             quarantine = self.root / "quarantine"
@@ -210,6 +255,7 @@ class Store:
                 f"{entry.path}: stored bytes have digest {digest}, expected {entry.digest}; "
                 f"moved to {quarantine}; rerun its stage"
             )
+        return {entry.digest: stamp}
 
     def _object_path(self, digest: str) -> Path:
         return self.root / "objects" / _split(digest)
@@ -244,6 +290,22 @@ def _hash(path: Path) -> tuple[str, int]:
         return f"sha256:{digest.hexdigest()}", file.tell()
 
 
+def _stamp(path: Path) -> list[int]:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return []
+    return [status.st_ino, status.st_mtime_ns, status.st_size]
+
+
+def _read_stamps(path: Path) -> Stamps | None:
+    try:
+        stamps: Stamps = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return stamps
+
+
 def _same_size(path: Path, entry: FileEntry) -> bool:
     return path.is_file() and path.stat().st_size == entry.size_bytes
 
@@ -252,12 +314,20 @@ def _same_file(path: Path, other: Path) -> bool:
     return path.exists() and other.exists() and path.samefile(other)
 
 
-def _write(target: Path, data: bytes) -> None:
+def _write(target: Path, data: bytes, scratch: Path | None = None) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{uuid.uuid4().hex}"
-    temporary.write_bytes(data)
-    sync(temporary)
-    temporary.rename(target)
+    put_in_place((scratch or target.parent) / f".{uuid.uuid4().hex}", target, data)
+
+
+def put_in_place(temporary: Path, target: Path, data: bytes) -> None:
+    """Writes a file under a temporary name and gives it its own; where that fails, nothing is left."""
+    try:
+        temporary.write_bytes(data)
+        sync(temporary)
+        temporary.rename(target)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     sync(target.parent)
 
 

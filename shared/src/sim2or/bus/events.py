@@ -1,4 +1,9 @@
-"""What happened: one append-only, replayable stream."""
+"""What happened: one append-only, replayable stream.
+
+Events are the record: nothing trims them by itself, nor the records of jobs (``jobs:all``). A job that runs
+once takes about 3 kB of Redis's memory with its events; ``sim2or jobs prune`` forgets what ended longer ago
+than a person says.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, cast
 
+import structlog
 from pydantic import ValidationError
 from redis import Redis
 
@@ -15,11 +21,14 @@ from sim2or.errors import MessageError
 from sim2or.messages.codec import explain
 from sim2or.messages.event import Event
 
+log = structlog.get_logger()
+
 STREAM = "events"
 START = "0-0"
 _BLOCK_S = 1.0
 
 Entry = tuple[str, dict[str, str]]
+Entries = list[Entry]
 
 
 class Events:
@@ -27,16 +36,20 @@ class Events:
 
     Args:
         redis: A client from ``connect``.
+
+    Attributes:
+        malformed: Events that this version could not read and passed over.
     """
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self.malformed = 0
 
     def append(self, event: Event) -> str:
         """Writes an event and returns its id."""
-        fields: dict[Any, Any] = event.model_dump(exclude={"id", "detail"})
+        fields: dict[Any, Any] = dict(event_fields(event))
         with redis_errors():
-            return str(self._redis.xadd(STREAM, {**fields, "detail": json.dumps(event.detail)}))
+            return str(self._redis.xadd(STREAM, fields))
 
     def last(self) -> str:
         """Returns the id of the newest event, to follow from here on."""
@@ -45,26 +58,51 @@ class Events:
         return newest[0][0] if newest else START
 
     def read(self, after: str = START, *, count: int = 1000) -> list[Event]:
-        """Returns at most ``count`` events that follow the id ``after``."""
-        with redis_errors():
-            entries = cast("list[Entry]", self._redis.xrange(STREAM, f"({after}", "+", count))
-        return [_event(*entry) for entry in entries]
+        """Returns at most ``count`` events that follow the id ``after``; empty only at the end."""
+        events: list[Event] = []
+        while not events and (entries := self._page(after, count)):
+            events, after = list(self._readable(entries)), entries[-1][0]
+        return events
 
     def follow(self, after: str = START, *, timeout_s: float) -> Iterator[Event]:
         """Yields events as they come, until none came for ``timeout_s`` [s]."""
         deadline = time.monotonic() + timeout_s
         while (remaining_s := deadline - time.monotonic()) > 0:
-            block_ms = max(1, int(min(remaining_s, _BLOCK_S) * 1000))
-            with redis_errors():
-                reply = cast(
-                    "list[tuple[str, list[Entry]]]", self._redis.xread({STREAM: after}, 1000, block_ms)
-                )
-            for entry in reply[0][1] if reply else []:
+            for entry in self._next(after, remaining_s):
                 after, deadline = entry[0], time.monotonic() + timeout_s
-                yield _event(*entry)
+                yield from self._readable([entry])
+
+    def _page(self, after: str, count: int) -> Entries:
+        with redis_errors():
+            return cast("list[Entry]", self._redis.xrange(STREAM, f"({after}", "+", count))
+
+    def _next(self, after: str, timeout_s: float) -> Entries:
+        block_ms = max(1, int(min(timeout_s, _BLOCK_S) * 1000))
+        with redis_errors():
+            reply = cast("list[tuple[str, list[Entry]]]", self._redis.xread({STREAM: after}, 1000, block_ms))
+        return reply[0][1] if reply else []
+
+    def _readable(self, entries: Entries) -> Iterator[Event]:
+        for entry in entries:
+            try:
+                yield parse_event(*entry)
+            except MessageError as error:
+                self.malformed += 1
+                log.warning("event passed over", reason=str(error))
 
 
-def _event(identity: str, fields: dict[str, str]) -> Event:
+def event_fields(event: Event) -> dict[str, str]:
+    """Writes an event as text by name, without its id."""
+    plain = event.model_dump(exclude={"id", "detail"})
+    return {name: str(value) for name, value in plain.items()} | {"detail": json.dumps(event.detail)}
+
+
+def parse_event(identity: str, fields: dict[str, str]) -> Event:
+    """Reads an event of the stream.
+
+    Raises:
+        MessageError: This version cannot read it.
+    """
     try:
         return Event(
             id=identity,
@@ -77,6 +115,6 @@ def _event(identity: str, fields: dict[str, str]) -> Event:
             traceparent=fields.get("traceparent", ""),
             detail=json.loads(fields.get("detail", "{}")),
         )
-    except (ValidationError, KeyError, ValueError) as error:
+    except (ValidationError, KeyError, ValueError, RecursionError) as error:
         reason = explain(error) if isinstance(error, ValidationError) else repr(error)
         raise MessageError(f"event {identity} cannot be read: {reason}") from error

@@ -5,8 +5,10 @@
 --   jobs:<stage>:delayed       sorted set: job id by the time [ms] its retry is due
 --   jobs:<stage>:outstanding   set of jobs that are queued, delayed or running
 --   jobs:<stage>:wake          list of tokens that wake waiting workers
+--   jobs:<stage>:counts        hash: how often each kind of event happened
 --   jobs:all, jobs:dead        sorted sets: job id by time [ms]
---   events                     stream of what happened
+--   bus:epoch                  random name of this bus: a Redis that came back empty has another
+--   events                     stream of what happened; nothing trims it but op.prune
 --
 -- The owner of a job is (worker, attempt); who is not the owner any more is fenced.
 -- Keys are computed here, so this needs one Redis, not a cluster.
@@ -16,23 +18,51 @@ local PRIORITIES = {'high', 'normal', 'low'}
 local RELEASED_IDLE_MS = 86400000
 local MAX_DELAY_MS = 60000
 local MAX_TOKENS = 64
+local FIELDS = {'state', 'stage', 'priority', 'run_id', 'traceparent', 'owner', 'attempts', 'strikes', 'stream', 'entry',
+  'cancel', 'again'}
 local op = {}
+local now, passes
 
 local function now_ms()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
+  if not now then
+    local time = redis.call('TIME')
+    now = time[1] * 1000 + math.floor(time[2] / 1000)
+  end
+  return now
 end
 
 local function key(id) return 'job:' .. id end
 
-local function field(id, name) return redis.call('HGET', key(id), name) or '' end
+-- What is kept of a job, but for its texts, by name; what is not there is ''. The table follows what `set` writes.
+local function load(id)
+  local job, values = {id = id}, redis.call('HMGET', key(id), unpack(FIELDS))
+  for index, name in ipairs(FIELDS) do job[name] = values[index] or '' end
+  return job
+end
 
-local function number(id, name) return tonumber(redis.call('HGET', key(id), name) or '0') or 0 end
+local function set(job, ...)
+  local pairs = {...}
+  for index = 1, #pairs, 2 do job[pairs[index]] = tostring(pairs[index + 1]) end
+  redis.call('HSET', key(job.id), ...)
+end
 
-local function event(kind, id, detail)
-  local job = redis.call('HMGET', key(id), 'run_id', 'stage', 'owner', 'attempts', 'traceparent')
-  redis.call('XADD', 'events', '*', 'kind', kind, 'job_id', id, 'run_id', job[1] or '', 'stage', job[2] or '',
-    'worker', job[3] or '', 'attempt', job[4] or '0', 'traceparent', job[5] or '', 'detail', detail or '{}')
+-- A full Redis refuses a script's first write if that one takes memory, and no later one. What goes on with a job
+-- or ends it must pass, for it makes room in the end; so its first write takes none.
+local function despite_full_memory()
+  if not passes then redis.call('ZREM', 'jobs:all', '') end
+  passes = true
+end
+
+local function event(kind, job, detail)
+  if job.stage ~= '' then redis.call('HINCRBY', 'jobs:' .. job.stage .. ':counts', kind, 1) end
+  redis.call('XADD', 'events', '*', 'kind', kind, 'job_id', job.id, 'run_id', job.run_id, 'stage', job.stage,
+    'worker', job.owner, 'attempt', tonumber(job.attempts) or 0, 'traceparent', job.traceparent, 'detail', detail or '{}')
+end
+
+-- facts: JSON list of {kind, detail as JSON}.
+local function tell(job, facts)
+  if facts == '[]' then return end
+  for _, fact in ipairs(cjson.decode(facts)) do event(fact[1], job, fact[2]) end
 end
 
 local function wake(stage)
@@ -47,52 +77,61 @@ local function drop(stream, entry)
   redis.call('XDEL', stream, entry)
 end
 
-local function enqueue(id)
-  local stage = field(id, 'stage')
-  local stream = 'jobs:' .. stage .. ':' .. field(id, 'priority')
-  local entry = redis.call('XADD', stream, '*', 'id', id)
-  redis.call('HSET', key(id), 'state', 'queued', 'stream', stream, 'entry', entry, 'owner', '')
-  redis.call('HDEL', key(id), 'due_ms')
-  redis.call('SADD', 'jobs:' .. stage .. ':outstanding', id)
-  wake(stage)
+local function enqueue(job)
+  local stream = 'jobs:' .. job.stage .. ':' .. job.priority
+  local entry = redis.call('XADD', stream, '*', 'id', job.id)
+  set(job, 'state', 'queued', 'stream', stream, 'entry', entry, 'owner', '')
+  redis.call('HDEL', key(job.id), 'due_ms')
+  redis.call('SADD', 'jobs:' .. job.stage .. ':outstanding', job.id)
+  wake(job.stage)
 end
 
-local function fresh(id)
-  redis.call('HDEL', key(id), 'cancel', 'again', 'error', 'result', 'progress', 'finished_ms', 'strikes')
-  redis.call('ZREM', 'jobs:dead', id)
-  enqueue(id)
+local function fresh(job)
+  redis.call('HDEL', key(job.id), 'cancel', 'again', 'error', 'result', 'progress', 'finished_ms', 'strikes')
+  redis.call('ZREM', 'jobs:dead', job.id)
+  enqueue(job)
 end
 
--- Moves a job to a final state. An entry that no worker has read yet stays in the stream until one reads and drops it:
--- deleting it would make the group's lag unknown, which autoscalers watch.
-local function settle(id, state, delivered, detail)
-  local stage = field(id, 'stage')
-  if delivered then drop(field(id, 'stream'), field(id, 'entry')) end
-  redis.call('ZREM', 'jobs:' .. stage .. ':delayed', id)
-  redis.call('SREM', 'jobs:' .. stage .. ':outstanding', id)
-  redis.call('HSET', key(id), 'state', state, 'entry', '', 'finished_ms', now_ms())
-  redis.call('HDEL', key(id), 'due_ms')
-  event('job.' .. state, id, detail)
-  if state == 'failed' or state == 'dead' then redis.call('ZADD', 'jobs:dead', now_ms(), id) end
-  if state == 'cancelled' and field(id, 'again') == '1' then fresh(id) end
+-- Forgets a worker that has ended. One that lives is known again as soon as it asks for a job.
+local function forget_worker(stream, worker)
+  local pending = redis.pcall('XPENDING', stream, GROUP, '-', '+', 1, worker)
+  if not pending.err and #pending == 0 then redis.call('XGROUP', 'DELCONSUMER', stream, GROUP, worker) end
 end
 
-local function owned(id, worker, attempt)
-  local job = redis.call('HMGET', key(id), 'state', 'owner', 'attempts')
-  return job[1] == 'running' and job[2] == worker and job[3] == attempt
+-- Moves a job to a final state, with more fields. The entry of a running job goes; one that no worker has read yet
+-- stays in the stream until one reads and drops it: deleting it would make the group's lag unknown, which
+-- autoscalers watch.
+local function settle(job, state, detail, ...)
+  if job.state == 'running' then
+    drop(job.stream, job.entry)
+  else
+    redis.call('ZREM', 'jobs:' .. job.stage .. ':delayed', job.id)
+    redis.call('HDEL', key(job.id), 'due_ms')
+  end
+  redis.call('SREM', 'jobs:' .. job.stage .. ':outstanding', job.id)
+  set(job, 'state', state, 'entry', '', 'finished_ms', now_ms(), ...)
+  event('job.' .. state, job, detail)
+  if state == 'failed' or state == 'dead' then redis.call('ZADD', 'jobs:dead', now_ms(), job.id) end
+  if state == 'cancelled' and job.again == '1' then fresh(job) end
+end
+
+local function owned(job, worker, attempt)
+  return job.state == 'running' and job.owner == worker and job.attempts == attempt
 end
 
 local function promote(stage)
   local delayed = 'jobs:' .. stage .. ':delayed'
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', now_ms(), 'LIMIT', 0, 100)) do
     redis.call('ZREM', delayed, id)
-    enqueue(id)
+    enqueue(load(id))
   end
 end
 
-local function described(id)
-  local job = redis.call('HMGET', key(id), 'job', 'attempts')
-  return {id, job[1], tonumber(job[2])}
+local function described(job) return {job.id, redis.call('HGET', key(job.id), 'job'), tonumber(job.attempts)} end
+
+local function job_of(stream, entry)
+  local found = redis.call('XRANGE', stream, entry, entry)
+  return found[1] and found[1][2][2]
 end
 
 -- A worker whose claim lost its reply asks again and gets the same job.
@@ -100,42 +139,45 @@ local function already(stream, worker)
   local pending = redis.pcall('XPENDING', stream, GROUP, '-', '+', 10, worker)
   if pending.err then return nil end
   for _, item in ipairs(pending) do
-    local found = redis.call('XRANGE', stream, item[1], item[1])
-    local id = found[1] and found[1][2][2]
-    if id and field(id, 'entry') == item[1] and field(id, 'owner') == worker and field(id, 'state') == 'running' then
+    local id = job_of(stream, item[1])
+    local job = id and load(id)
+    if job and job.entry == item[1] and job.owner == worker and job.state == 'running' then
       redis.call('XCLAIM', stream, GROUP, worker, 0, item[1], 'JUSTID')
-      return described(id)
+      return described(job)
     end
   end
   return nil
 end
 
+-- Takes note that the worker of a running job was silent; returns whether the job may be started again.
+local function lost(job, max_deliveries)
+  event('job.lost', job)
+  forget_worker(job.stream, job.owner)
+  if job.cancel == '1' then
+    settle(job, 'cancelled')
+    return false
+  end
+  local strikes = redis.call('HINCRBY', key(job.id), 'strikes', 1)
+  if strikes < max_deliveries then return true end
+  local reason = 'its workers died or froze ' .. strikes .. ' times, last ' .. job.owner
+  local failure = cjson.encode({kind = 'crashed', message = reason, traceback = ''})
+  settle(job, 'dead', failure, 'error', failure)
+  return false
+end
+
 -- Starts the job of an entry that now belongs to the worker, or clears the entry away.
-local function start(stream, entry, worker, max_deliveries)
-  local found = redis.call('XRANGE', stream, entry, entry)
-  local id = found[1] and found[1][2][2]
-  if not id or field(id, 'entry') ~= entry then
+local function start(stream, entry, id, worker, max_deliveries)
+  local job = id and load(id)
+  if not job or job.entry ~= entry then
     drop(stream, entry)
     return nil
   end
-  if field(id, 'state') == 'running' then
-    event('job.lost', id)
-    if field(id, 'cancel') == '1' then
-      settle(id, 'cancelled', true)
-      return nil
-    end
-    if redis.call('HINCRBY', key(id), 'strikes', 1) >= max_deliveries then
-      local reason = 'its workers died or froze ' .. number(id, 'strikes') .. ' times, last ' .. field(id, 'owner')
-      redis.call('HSET', key(id), 'error', cjson.encode({kind = 'crashed', message = reason, traceback = ''}))
-      settle(id, 'dead', true)
-      return nil
-    end
-  end
-  redis.call('HINCRBY', key(id), 'attempts', 1)
-  redis.call('HSET', key(id), 'state', 'running', 'owner', worker, 'started_ms', now_ms())
-  redis.call('HDEL', key(id), 'progress', 'progress_ms')
-  event('job.started', id)
-  return described(id)
+  if job.state == 'running' and not lost(job, max_deliveries) then return nil end
+  local earlier = tonumber(job.attempts) or 0
+  if earlier > 0 then redis.call('HDEL', key(id), 'progress', 'progress_ms') end
+  set(job, 'state', 'running', 'owner', worker, 'attempts', earlier + 1, 'started_ms', now_ms())
+  event('job.started', job)
+  return described(job)
 end
 
 local function expired(stream, worker, lease_ms, max_deliveries)
@@ -145,7 +187,7 @@ local function expired(stream, worker, lease_ms, max_deliveries)
     if page.err then return nil end
     cursor = page[1]
     for _, entry in ipairs(page[2]) do
-      local job = start(stream, entry, worker, max_deliveries)
+      local job = start(stream, entry, job_of(stream, entry), worker, max_deliveries)
       if job then return job end
     end
   until cursor == '0-0'
@@ -160,122 +202,153 @@ local function unread(stream, worker, max_deliveries)
     elseif not read or #read == 0 then
       return nil
     else
-      local job = start(stream, read[1][2][1][1], worker, max_deliveries)
+      local entry = read[1][2][1]
+      local job = start(stream, entry[1], entry[2] and entry[2][2], worker, max_deliveries)
       if job then return job end
     end
   end
 end
 
-function op.submit(id, job, stage, priority, run_id, traceparent)
-  local state = field(id, 'state')
-  if state == 'running' and field(id, 'cancel') == '1' then redis.call('HSET', key(id), 'again', '1') end
+-- asked, again: what job.submitted or job.reused says of the question, as JSON.
+function op.submit(id, job, stage, priority, run_id, traceparent, asked, again)
+  local known = load(id)
+  local state = known.state
+  if state == 'running' and known.cancel == '1' then redis.call('HSET', key(id), 'again', '1') end
   if state == 'queued' or state == 'running' or state == 'done' then
-    if run_id ~= field(id, 'run_id') then
-      event('job.reused', id, cjson.encode({run_id = run_id, traceparent = traceparent}))
+    if run_id ~= known.run_id then
+      event('job.reused', known, again)
     end
     return {state, 1}
   end
-  redis.call('HSET', key(id), 'job', job, 'stage', stage, 'priority', priority, 'run_id', run_id,
-    'traceparent', traceparent, 'submitted_ms', now_ms())
+  set(known, 'job', job, 'stage', stage, 'priority', priority, 'run_id', run_id, 'traceparent', traceparent,
+    'submitted_ms', now_ms())
   redis.call('ZADD', 'jobs:all', now_ms(), id)
-  fresh(id)
-  event('job.submitted', id)
+  fresh(known)
+  event('job.submitted', known, asked)
   return {'queued', 0}
 end
 
--- Returns a job, or the time [ms] until a delayed one is due (-1: none).
-function op.claim(stage, worker, lease_ms, max_deliveries)
-  local limit = tonumber(max_deliveries)
+-- How long until a delayed job is due or a lease ends if it is not renewed [ms]; -1: nothing is to be expected.
+local function next_change_ms(stage, streams, lease_ms)
+  local due = redis.call('ZRANGE', 'jobs:' .. stage .. ':delayed', 0, 0, 'WITHSCORES')
+  local soonest = due[2] and math.max(0, due[2] - now_ms())
+  for _, stream in ipairs(streams) do
+    local pending = redis.pcall('XPENDING', stream, GROUP, '-', '+', 100)
+    for _, item in ipairs(pending.err and {} or pending) do
+      local left = math.max(0, lease_ms - item[3])
+      if not soonest or left < soonest then soonest = left end
+    end
+  end
+  return soonest or -1
+end
+
+-- Returns a job, or how long [ms] nothing is to be expected (-1: for ever). idle: the worker surely has none.
+function op.claim(stage, worker, lease_ms, max_deliveries, idle)
+  local limit, streams = tonumber(max_deliveries), {}
+  despite_full_memory()
   promote(stage)
-  for _, take in ipairs({already, expired, unread}) do
-    for _, priority in ipairs(PRIORITIES) do
-      local stream = 'jobs:' .. stage .. ':' .. priority
+  for _, priority in ipairs(PRIORITIES) do
+    local stream = 'jobs:' .. stage .. ':' .. priority
+    if redis.call('EXISTS', stream) == 1 then streams[#streams + 1] = stream end
+  end
+  for _, take in ipairs(idle and {expired, unread} or {already, expired, unread}) do
+    for _, stream in ipairs(streams) do
       local job
-      if take == already then job = already(stream, worker)
-      elseif take == expired then job = expired(stream, worker, lease_ms, limit)
-      else job = unread(stream, worker, limit) end
+      if take == expired then job = expired(stream, worker, lease_ms, limit) else job = take(stream, worker, limit) end
       if job then return job end
     end
   end
-  local due = redis.call('ZRANGE', 'jobs:' .. stage .. ':delayed', 0, 0, 'WITHSCORES')
-  return due[2] and math.max(0, due[2] - now_ms()) or -1
+  return next_change_ms(stage, streams, tonumber(lease_ms))
 end
 
 function op.renew(id, worker, attempt, progress)
-  if not owned(id, worker, attempt) then return 'lost' end
-  if field(id, 'cancel') == '1' then return 'cancelled' end
-  redis.call('XCLAIM', field(id, 'stream'), GROUP, worker, 0, field(id, 'entry'), 'JUSTID')
-  if progress ~= '' then
-    redis.call('HSET', key(id), 'progress', progress, 'progress_ms', now_ms())
-  end
+  local job = load(id)
+  if not owned(job, worker, attempt) then return 'lost' end
+  if job.cancel == '1' then return 'cancelled' end
+  redis.call('XCLAIM', job.stream, GROUP, worker, 0, job.entry, 'JUSTID')
+  if progress ~= '' then set(job, 'progress', progress, 'progress_ms', now_ms()) end
   return 'owned'
 end
 
--- facts: JSON list of {kind, detail as JSON}; written with the completion, before it, or not at all.
+-- The facts are written with the completion, before it, or not at all. Returns 1 when it is recorded, and whether
+-- that was now.
 function op.complete(id, worker, attempt, result, detail, facts)
-  local job = redis.call('HMGET', key(id), 'state', 'owner', 'attempts')
-  if job[1] == 'done' and job[2] == worker and job[3] == attempt then return 1 end
-  if not owned(id, worker, attempt) then
-    event('job.fenced', id, cjson.encode({worker = worker, attempt = tonumber(attempt)}))
+  local job = load(id)
+  despite_full_memory()
+  if job.state == 'done' and job.owner == worker and job.attempts == attempt then return 1 end
+  if not owned(job, worker, attempt) then
+    event('job.fenced', job, cjson.encode({worker = worker, attempt = tonumber(attempt)}))
     return 0
   end
-  if field(id, 'cancel') == '1' then
-    settle(id, 'cancelled', true)
+  if job.cancel == '1' then
+    settle(job, 'cancelled')
     return 0
   end
-  redis.call('HSET', key(id), 'result', result)
   redis.call('HDEL', key(id), 'error')
-  for _, fact in ipairs(cjson.decode(facts)) do event(fact[1], id, fact[2]) end
-  settle(id, 'done', true, detail)
-  return 1
+  tell(job, facts)
+  settle(job, 'done', detail, 'result', result)
+  return 1, true
 end
 
+-- The next job of the stage comes in the same step: {1 when recorded, what op.claim returns}.
+function op.complete_and_claim(id, worker, attempt, result, detail, facts, stage, lease_ms, max_deliveries)
+  local recorded, idle = op.complete(id, worker, attempt, result, detail, facts)
+  return {recorded, op.claim(stage, worker, lease_ms, max_deliveries, idle)}
+end
+
+-- Redis makes every function above anew at each call: what runs for every job need not wait for those below.
+if op[ARGV[1]] then return op[ARGV[1]](unpack(ARGV, 2)) end
+
 function op.fail(id, worker, attempt, failure, kind, delay_ms, max_deliveries)
-  if not owned(id, worker, attempt) then return 0 end
-  if field(id, 'cancel') == '1' then
-    settle(id, 'cancelled', true)
+  local job = load(id)
+  if not owned(job, worker, attempt) then return 0 end
+  despite_full_memory()
+  if job.cancel == '1' then
+    settle(job, 'cancelled')
     return 1
   end
-  redis.call('HSET', key(id), 'error', failure)
   if kind == 'permanent' then
-    settle(id, 'failed', true)
+    settle(job, 'failed', failure, 'error', failure)
     return 1
   end
   local strikes = redis.call('HINCRBY', key(id), 'strikes', 1)
   if strikes >= tonumber(max_deliveries) then
-    settle(id, 'dead', true)
+    settle(job, 'dead', failure, 'error', failure)
     return 1
   end
-  drop(field(id, 'stream'), field(id, 'entry'))
+  drop(job.stream, job.entry)
   local due = now_ms() + math.min(MAX_DELAY_MS, tonumber(delay_ms) * 2 ^ (strikes - 1))
-  event('job.retry', id, failure)
-  redis.call('HSET', key(id), 'state', 'queued', 'owner', '', 'entry', '', 'due_ms', math.floor(due))
-  redis.call('ZADD', 'jobs:' .. field(id, 'stage') .. ':delayed', due, id)
+  event('job.retry', job, failure)
+  set(job, 'state', 'queued', 'owner', '', 'entry', '', 'due_ms', math.floor(due), 'error', failure)
+  redis.call('ZADD', 'jobs:' .. job.stage .. ':delayed', due, id)
   return 1
 end
 
 -- Hands a job back: it stays first in its queue and counts as no failure.
 function op.release(id, worker, attempt)
-  if not owned(id, worker, attempt) then return 0 end
-  if field(id, 'cancel') == '1' then
-    settle(id, 'cancelled', true)
+  local job = load(id)
+  if not owned(job, worker, attempt) then return 0 end
+  despite_full_memory()
+  if job.cancel == '1' then
+    settle(job, 'cancelled')
     return 1
   end
-  event('job.released', id)
-  redis.call('XCLAIM', field(id, 'stream'), GROUP, 'released', 0, field(id, 'entry'), 'IDLE', RELEASED_IDLE_MS, 'JUSTID')
-  redis.call('HSET', key(id), 'state', 'queued', 'owner', '')
-  wake(field(id, 'stage'))
+  event('job.released', job)
+  redis.call('XCLAIM', job.stream, GROUP, 'released', 0, job.entry, 'IDLE', RELEASED_IDLE_MS, 'JUSTID')
+  set(job, 'state', 'queued', 'owner', '')
+  wake(job.stage)
   return 1
 end
 
 function op.cancel(id)
-  local state = field(id, 'state')
-  if state == 'queued' then
-    settle(id, 'cancelled', false)
-  elseif state == 'running' then
+  local job = load(id)
+  despite_full_memory()
+  if job.state == 'queued' then
+    settle(job, 'cancelled')
+  elseif job.state == 'running' then
     redis.call('HSET', key(id), 'cancel', '1')
     redis.call('HDEL', key(id), 'again')
-    event('job.cancelling', id)
+    event('job.cancelling', job)
   else
     return 0
   end
@@ -283,11 +356,106 @@ function op.cancel(id)
 end
 
 function op.retry(id)
-  local state = field(id, 'state')
-  if state ~= 'failed' and state ~= 'dead' and state ~= 'cancelled' then return 0 end
-  fresh(id)
-  event('job.retried', id)
+  local job = load(id)
+  if job.state ~= 'failed' and job.state ~= 'dead' and job.state ~= 'cancelled' then return 0 end
+  fresh(job)
+  event('job.retried', job)
   return 1
+end
+
+function op.epoch(candidate)
+  redis.call('SET', 'bus:epoch', candidate, 'NX')
+  return redis.call('GET', 'bus:epoch')
+end
+
+-- Makes a job done that was done on a bus which is lost; one that this bus knows already is left as it is.
+function op.restore(id, job, stage, priority, run_id, traceparent, worker, attempts, submitted_ms, started_ms,
+    finished_ms, result, detail, facts, asked)
+  if redis.call('EXISTS', key(id)) == 1 then return 0 end
+  local known = load(id)
+  set(known, 'state', 'done', 'job', job, 'stage', stage, 'priority', priority, 'run_id', run_id,
+    'traceparent', traceparent, 'owner', worker, 'attempts', attempts, 'submitted_ms', submitted_ms,
+    'started_ms', started_ms, 'finished_ms', finished_ms, 'result', result)
+  redis.call('ZADD', 'jobs:all', tonumber(submitted_ms) or now_ms(), id)
+  event('job.submitted', known, asked)
+  tell(known, facts)
+  event('job.done', known, detail)
+  return 1
+end
+
+local function milliseconds(entry) return tonumber(string.match(entry, '^%d+')) end
+
+-- When the first entry of a stream that waits for a worker came [ms], or nil.
+local function waiting_since(stream)
+  local released = redis.pcall('XPENDING', stream, GROUP, '-', '+', 1, 'released')
+  if not released.err and released[1] then return milliseconds(released[1][1]) end
+  local after = '0-0'
+  local groups = redis.pcall('XINFO', 'GROUPS', stream)
+  if not groups.err and groups[1] then
+    for index = 1, #groups[1], 2 do
+      if groups[1][index] == 'last-delivered-id' then after = groups[1][index + 1] end
+    end
+  end
+  while true do
+    local unread = redis.call('XRANGE', stream, '(' .. after, '+', 'COUNT', 20)
+    if #unread == 0 then return nil end
+    for _, found in ipairs(unread) do
+      after = found[1]
+      if load(found[2][2]).entry == after then return milliseconds(after) end
+    end
+  end
+end
+
+local function running(stream)
+  local pending = redis.pcall('XPENDING', stream, GROUP)
+  if pending.err then return 0 end
+  local count = pending[1]
+  for _, consumer in ipairs(pending[4] or {}) do
+    if consumer[1] == 'released' then count = count - tonumber(consumer[2]) end
+  end
+  return count
+end
+
+-- Returns {delayed, running, outstanding, dead letters, age of what waits longest [ms], counts}.
+function op.figures(stage)
+  local delayed = 'jobs:' .. stage .. ':delayed'
+  local active, dead = 0, 0
+  local due = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
+  local oldest = math.min(now_ms(), tonumber(due[2] or now_ms()))
+  for _, priority in ipairs(PRIORITIES) do
+    local stream = 'jobs:' .. stage .. ':' .. priority
+    active = active + running(stream)
+    oldest = math.min(oldest, waiting_since(stream) or now_ms())
+  end
+  for _, id in ipairs(redis.call('ZRANGE', 'jobs:dead', 0, -1)) do
+    if string.sub(id, 1, -18) == stage then dead = dead + 1 end
+  end
+  return {redis.call('ZCARD', delayed), active, redis.call('SCARD', 'jobs:' .. stage .. ':outstanding'), dead,
+    now_ms() - oldest, redis.call('HGETALL', 'jobs:' .. stage .. ':counts')}
+end
+
+-- Forgets what ended long ago, a page at a time. Returns {jobs forgotten, jobs kept} of the page that begins at offset.
+function op.prune(older_ms, offset, count)
+  local before = now_ms() - tonumber(older_ms)
+  local ids = redis.call('ZRANGE', 'jobs:all', offset, offset + count - 1)
+  local forgotten = 0
+  for _, id in ipairs(ids) do
+    local job = redis.call('HMGET', key(id), 'state', 'finished_ms', 'stream', 'owner')
+    local final = job[1] ~= 'queued' and job[1] ~= 'running'
+    if final and (tonumber(job[2] or '') or 0) < before then
+      if job[4] and job[4] ~= '' then forget_worker(job[3], job[4]) end
+      redis.call('DEL', key(id))
+      redis.call('ZREM', 'jobs:all', id)
+      redis.call('ZREM', 'jobs:dead', id)
+      forgotten = forgotten + 1
+    end
+  end
+  return {forgotten, #ids - forgotten}
+end
+
+-- Forgets events that are older. Returns how many.
+function op.prune_events(older_ms)
+  return redis.call('XTRIM', 'events', 'MINID', string.format('%d', math.max(0, now_ms() - tonumber(older_ms))))
 end
 
 return op[ARGV[1]](unpack(ARGV, 2))

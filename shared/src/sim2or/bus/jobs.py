@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,23 +25,45 @@ from typing import Any, cast, get_args
 from pydantic import ValidationError
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from sim2or.errors import ConfigError, MessageError, TransientError, choices
 from sim2or.messages.codec import explain
-from sim2or.messages.job import Job, JobFailure, JobRecord, JobResult, JobState, Priority, Progress, bounded
+from sim2or.messages.job import (
+    Job,
+    JobFailure,
+    JobRecord,
+    JobResult,
+    JobState,
+    Priority,
+    Progress,
+    bounded,
+    check_payload,
+)
 
 RETRY_DELAYS_S: Mapping[str, float] = {"transient": 1.0, "crashed": 0.2}
 """Before the first retry [s], by kind of failure; each further one waits twice as long, at most a minute."""
+
+ALL, DEAD = "jobs:all", "jobs:dead"
+"""Indices of jobs: every one, and those that failed for good."""
 
 MAX_TRACEBACK = 8000
 MAX_FIGURES = 16
 MAX_FIGURE_CHARACTERS = 200
 _MAX_WAIT_S = 1.0
+_PAGE = 1000
 # Redis 6.2 truncates a BLPOP timeout to whole milliseconds, and 1 ms may become 0: wait for ever.
 _MIN_WAIT_S = 0.01
-_NO_WRITES = ("OOM ", "command not allowed when used memory", "READONLY ", "read only replica", "MISCONF ")
+_NO_RIGHTS = ("no permissions", "No permissions", "ACL failure", "The user executing the script")
+_NO_WRITES = (
+    "OOM ",
+    "command not allowed when used memory",
+    "READONLY ",
+    "read only replica",
+    "MISCONF ",
+    "NOREPLICAS ",
+)
 
 Records = list[JobRecord]
 Reply = list[Any]
@@ -88,6 +111,75 @@ class Claim:
     lease_s: float
 
 
+@dataclass(frozen=True)
+class QueueFigures:
+    """How a stage's queue stands, and what happened in it since this bus exists.
+
+    Attributes:
+        queued: Jobs that wait for a worker.
+        delayed: Jobs that wait for the time of their retry.
+        running: Jobs that a worker holds.
+        outstanding: All three.
+        dead_letters: Jobs that failed for good and were neither retried nor asked again.
+        oldest_age_s: How long the job that waits longest has waited for a worker [s]; 0 when none waits.
+        submitted: Submissions that queued a job.
+        started: Attempts.
+        done: Results recorded.
+        failed: Permanent failures.
+        retried: Failures that are tried again after a delay.
+        released: Jobs that a worker handed back.
+        lost: Leases that ended because the worker was silent.
+        fenced: Results that were discarded because another worker had the job.
+        dead: Jobs given up after too many failures.
+        cancelled: Jobs cancelled.
+    """
+
+    queued: int
+    delayed: int
+    running: int
+    outstanding: int
+    dead_letters: int
+    oldest_age_s: float
+    submitted: int = 0
+    started: int = 0
+    done: int = 0
+    failed: int = 0
+    retried: int = 0
+    released: int = 0
+    lost: int = 0
+    fenced: int = 0
+    dead: int = 0
+    cancelled: int = 0
+
+
+COUNTED: Mapping[str, str] = {
+    "submitted": "submitted",
+    "started": "started",
+    "done": "done",
+    "failed": "failed",
+    "retry": "retried",
+    "released": "released",
+    "lost": "lost",
+    "fenced": "fenced",
+    "dead": "dead",
+    "cancelled": "cancelled",
+}
+"""Kind of event, after ``job.``, to the figure that counts it."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was forgotten.
+
+    Attributes:
+        jobs: Records of jobs.
+        events: Events.
+    """
+
+    jobs: int
+    events: int
+
+
 class Jobs:
     """The queue.
 
@@ -132,8 +224,12 @@ class Jobs:
             raise ConfigError(f"priority {priority!r}; {choices(priority, get_args(Priority))}")
         if not job.run_id and self.run_id:
             job = job.model_copy(update={"run_id": self.run_id})
+        asked = _asked(job)
+        again = {**asked, "run_id": job.run_id, "traceparent": job.traceparent}
         state, existing = self._call(
-            "submit", job.job_id, bounded(job), job.stage, priority, job.run_id, job.traceparent
+            "submit",
+            *(job.job_id, bounded(job), job.stage, priority, job.run_id, job.traceparent),
+            *(json.dumps(asked), json.dumps(again)),
         )
         return Submitted(job_id=job.job_id, state=state, existing=bool(existing))
 
@@ -147,7 +243,7 @@ class Jobs:
         """
         deadline = time.monotonic() + block_s
         while True:
-            reply = self._call("claim", stage, worker, int(self.lease_s * 1000), self.max_deliveries)
+            reply = self._call("claim", stage, worker, *self._terms())
             if isinstance(reply, list):
                 claim = self._claimed(reply, worker)
                 if claim:
@@ -170,14 +266,30 @@ class Jobs:
         """Records the result, its events, and frees the job, in one step.
 
         The events are ``artifact.stored`` for each output, ``verdict.recorded`` for a verdict, ``job.done``.
+        A full Redis takes it all the same: what ends makes room.
 
         Returns:
             False when another worker has the job now or it was cancelled: the result is discarded. A
             completion that is sent again after its reply was lost counts as success.
         """
-        detail = json.dumps({"summary": short(result.summary)})
-        facts = json.dumps([(kind, json.dumps(fact)) for kind, fact in _facts(claim.job, result)])
-        return bool(self._call("complete", *_owner(claim), bounded(result), detail, facts))
+        return bool(self._call("complete", *_owner(claim), *_told(claim.job, result)))
+
+    def complete_and_claim(self, claim: Claim, result: JobResult) -> tuple[bool, Claim | None]:
+        """Does what ``complete`` does and takes the stage's next job in the same round trip.
+
+        Returns:
+            What ``complete`` returns, and the next job, or None where none waits. Sent again after its reply
+            was lost, it returns the same.
+        """
+        recorded, reply = self._call(
+            "complete_and_claim",
+            *_owner(claim),
+            *_told(claim.job, result),
+            claim.job.stage,
+            *self._terms(),
+        )
+        following = self._claimed(reply, claim.worker) if isinstance(reply, list) else None
+        return bool(recorded), following
 
     def fail(self, claim: Claim, error: JobFailure) -> None:
         """Records a failure: retried after a delay, or put among the dead letters."""
@@ -209,28 +321,91 @@ class Jobs:
         Raises:
             ConfigError: There is no such job.
         """
-        with redis_errors():
-            fields = cast("dict[str, str]", self._redis.hgetall(f"job:{job_id}"))
+        fields = self._fields(job_id)
         if not fields:
             raise ConfigError(f"no job {job_id!r}; `sim2or jobs ls` lists them")
-        return _record(job_id, fields)
+        return parse_record(job_id, fields)
 
     def list(self, state: JobState | None = None, stage: str | None = None) -> Records:
         """Returns jobs, oldest submission first."""
         return [
             record
-            for record in self._records("jobs:all")
+            for record in self._records(ALL)
             if (state is None or record.state == state) and (stage is None or record.job.stage == stage)
         ]
 
     def dead(self) -> Records:
         """Returns jobs that failed for good, oldest first, with reason, worker and traceback."""
-        return self._records("jobs:dead")
+        return self._records(DEAD)
 
     def outstanding(self, stage: str) -> int:
         """Counts a stage's jobs that are queued, delayed or running."""
         with redis_errors():
             return self._redis.scard(f"jobs:{stage}:outstanding")
+
+    def figures(self, stage: str) -> QueueFigures:
+        """Returns how a stage's queue stands."""
+        delayed, running, outstanding, dead_letters, age_ms, pairs = self._call("figures", stage)
+        counts = dict(zip(pairs[::2], map(int, pairs[1::2]), strict=True))
+        return QueueFigures(
+            queued=outstanding - delayed - running,
+            delayed=delayed,
+            running=running,
+            outstanding=outstanding,
+            dead_letters=dead_letters,
+            oldest_age_s=age_ms / 1000,
+            **{figure: counts.get(f"job.{kind}", 0) for kind, figure in COUNTED.items()},
+        )
+
+    def epoch(self) -> str:
+        """Returns the random name of this bus; a Redis that came back empty, or another one, has another."""
+        return str(self._call("epoch", secrets.token_hex(8)))
+
+    def restore(self, record: JobRecord) -> bool:
+        """Makes a job done that was done on a bus which is lost, with its events; the job is not run again.
+
+        Args:
+            record: What a journal kept of it; its state is ``done``.
+
+        Returns:
+            False when this bus knows the job: nothing is changed.
+
+        Raises:
+            ConfigError: The record is of a job that is not done.
+        """
+        if record.state != "done" or record.result is None:
+            raise ConfigError(f"{record.job_id} is {record.state}; only a done job is restored")
+        job, times = record.job, (record.submitted_ms, record.started_ms, record.finished_ms)
+        result, detail, facts = _told(job, record.result, restored=True)
+        return bool(
+            self._call(
+                "restore",
+                *(record.job_id, bounded(job), job.stage, record.priority, job.run_id, job.traceparent),
+                *(record.owner, record.attempts),
+                *("" if time_ms is None else time_ms for time_ms in times),
+                *(result, detail, facts, json.dumps(_asked(job))),
+            )
+        )
+
+    def prune(self, older_s: float) -> Pruned:
+        """Forgets jobs that ended, and events that happened, longer ago than ``older_s`` [s].
+
+        Without it nothing is ever forgotten. The answer of a forgotten job is asked anew.
+        """
+        older_ms = int(older_s * 1000)
+        forgotten = kept = 0
+        while True:
+            gone, stayed = self._call("prune", older_ms, kept, _PAGE)
+            forgotten, kept = forgotten + gone, kept + stayed
+            if gone + stayed < _PAGE:
+                return Pruned(jobs=forgotten, events=self._call("prune_events", older_ms))
+
+    def _terms(self) -> tuple[int, int]:
+        return int(self.lease_s * 1000), self.max_deliveries
+
+    def _fields(self, job_id: str) -> dict[str, str]:
+        with redis_errors():
+            return cast("dict[str, str]", self._redis.hgetall(f"job:{job_id}"))
 
     def _records(self, index: str) -> Records:
         with redis_errors():
@@ -239,33 +414,42 @@ class Jobs:
             for job_id in ids:
                 pipeline.hgetall(f"job:{job_id}")
             return [
-                _record(job_id, fields)
+                parse_record(job_id, fields)
                 for job_id, fields in zip(ids, pipeline.execute(), strict=True)
                 if fields
             ]
 
     def _claimed(self, reply: Reply, worker: str) -> Claim | None:
         """Parses a claimed job; one that this version cannot read is a dead letter at once."""
-        job_id, text, attempt = reply
+        job_id, text, attempt = reply[0], reply[1] or "", reply[2]
         try:
+            check_payload(Job.type_name, text)
             job = Job.model_validate_json(text, extra="ignore")
-        except ValidationError as error:
-            failure = JobFailure(kind="permanent", message=f"job {job_id} cannot be read: {explain(error)}")
+        except (ValidationError, MessageError) as error:
+            reason = explain(error) if isinstance(error, ValidationError) else str(error)
+            failure = JobFailure(kind="permanent", message=f"job {job_id} cannot be read: {reason}")
             self._call("fail", job_id, worker, attempt, failure.model_dump_json(), "permanent", 0, 1)
             return None
         return Claim(job_id=job_id, job=job, worker=worker, attempt=attempt, lease_s=self.lease_s)
 
     def _wait(self, stage: str, remaining_s: float, *, due_ms: int) -> None:
         """Waits for a submission, a due retry, or time to look for lost leases."""
+        with redis_errors():
+            self._redis.blpop([f"jobs:{stage}:wake"], timeout=self._patience_s(remaining_s, due_ms))
+
+    def _patience_s(self, remaining_s: float, due_ms: int) -> float:
+        """How long a claim waits before it looks again [s]."""
         limits = [remaining_s, self.lease_s / 4, _MAX_WAIT_S]
         if due_ms >= 0:
             limits.append(due_ms / 1000)
-        with redis_errors():
-            self._redis.blpop([f"jobs:{stage}:wake"], timeout=max(min(limits), _MIN_WAIT_S))
+        return max(min(limits), _MIN_WAIT_S)
 
     def _call(self, operation: str, *arguments: str | int) -> Any:
         with redis_errors():
-            return self._script(args=[operation, *arguments])
+            try:
+                return self._redis.evalsha(self._script.sha, 0, operation, *arguments)
+            except NoScriptError:
+                return self._script(args=[operation, *arguments])
 
 
 def short(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,11 +479,29 @@ def _facts(job: Job, result: JobResult) -> Iterator[tuple[str, dict[str, Any]]]:
             yield "verdict.recorded", {"digest": digest, "summary": short(result.summary)}
 
 
+def _asked(job: Job) -> dict[str, Any]:
+    """What the events say of a question, so that a run's chain can be told from them alone."""
+    return {"name": job.name, "key": job.key, "shard": job.shard, "shards": job.shards, "inputs": job.inputs}
+
+
+def _told(job: Job, result: JobResult, **more: bool) -> tuple[str, str, str]:
+    """A result, what ``job.done`` says of it, and the facts that come with it, as JSON."""
+    facts = [(kind, json.dumps(fact)) for kind, fact in _facts(job, result)]
+    detail = {"summary": short(result.summary), **more}
+    return bounded(result), json.dumps(detail), json.dumps(facts)
+
+
 def _owner(claim: Claim) -> tuple[str, str, int]:
     return claim.job_id, claim.worker, claim.attempt
 
 
-def _record(job_id: str, fields: dict[str, str]) -> JobRecord:
+def parse_record(job_id: str, fields: dict[str, str]) -> JobRecord:
+    """Reads what is kept of a job, as text by name.
+
+    Raises:
+        MessageError: This version cannot read it.
+    """
+
     def parsed[M: (Job, Progress, JobResult, JobFailure)](kind: type[M], name: str) -> M | None:
         return kind.model_validate_json(fields[name], extra="ignore") if fields.get(name) else None
 
@@ -309,7 +511,7 @@ def _record(job_id: str, fields: dict[str, str]) -> JobRecord:
     try:
         return JobRecord(
             job_id=job_id,
-            job=Job.model_validate_json(fields["job"], extra="ignore"),
+            job=_job_of(job_id, fields),
             state=cast(JobState, fields["state"]),
             priority=cast(Priority, fields.get("priority", "normal")),
             attempts=number("attempts") or 0,
@@ -329,6 +531,15 @@ def _record(job_id: str, fields: dict[str, str]) -> JobRecord:
         raise MessageError(f"record of job {job_id}: {explain(error)}") from error
 
 
+def _job_of(job_id: str, fields: Mapping[str, str]) -> Job:
+    """A record's question; a stand-in where this version cannot read it, so that dead letters are listed."""
+    try:
+        return Job.model_validate_json(fields.get("job", ""), extra="ignore")
+    except ValidationError:
+        run_id = fields.get("run_id", "")
+        return Job(stage=fields.get("stage", "unknown"), key=job_id, run_id=run_id, name="cannot be read")
+
+
 @contextmanager
 def redis_errors() -> Iterator[None]:
     """Turns what Redis may recover from into ``TransientError``."""
@@ -337,6 +548,11 @@ def redis_errors() -> Iterator[None]:
     except (RedisConnectionError, RedisTimeoutError) as error:
         raise TransientError(f"Redis does not answer: {error}") from error
     except ResponseError as error:
+        if any(code in str(error) for code in _NO_RIGHTS):
+            raise ConfigError(
+                f"this Redis user may not do that: {error}; users.acl gives each service the rights to its "
+                "own stages: log in as the right one, SIM2OR_REDIS_URL=redis://USER@HOST"
+            ) from error
         if not any(code in str(error) for code in _NO_WRITES):
             raise
         raise TransientError(

@@ -18,7 +18,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
+from urllib.parse import urlsplit
 
+import structlog
 from pydantic import ValidationError
 from redis import Redis
 from redis.backoff import ExponentialBackoff
@@ -28,8 +30,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from sim2or.artifacts.store import write_json
+from sim2or.bus import acl
+from sim2or.bus.address import is_loopback
 from sim2or.errors import ConfigError, TransientError
 from sim2or.process import Identity, end_leftover, identify, tied_to
+from sim2or.settings import load_settings
+
+log = structlog.get_logger()
 
 MIN_VERSION = (6, 2)
 """Lowest server with XAUTOCLAIM."""
@@ -172,7 +179,8 @@ def connect(
     """Connects, waiting for a server that is still starting.
 
     Args:
-        url: ``unix://path``, ``redis://host:port/0`` or ``rediss://…``.
+        url: ``unix://path``, ``redis://host:port/0`` or ``rediss://…``; a user without a password, as in
+            ``redis://trainer@host:port/0``, has his in the directory of ``SIM2OR_KEYS``.
         timeout_s: How long to wait for the first answer [s].
         patience_s: How long later calls retry, with growing pauses, when the connection breaks [s].
         alive: Asked while waiting; False ends the wait.
@@ -187,6 +195,7 @@ def connect(
     finally:
         probe.close()
     _check_version(version, _public(url))
+    _warn_if_plain(url)
     return _client(url, retries=_retries(patience_s))
 
 
@@ -194,7 +203,9 @@ def _client(url: str, *, retries: int) -> Redis:
     try:
         return Redis.from_url(
             url,
+            **_login(url),
             decode_responses=True,
+            encoding_errors="backslashreplace",  # bytes that are no text spoil a message, not its reader
             protocol=2,
             socket_timeout=5.0,
             socket_connect_timeout=2.0,
@@ -212,7 +223,10 @@ def _first_answer(probe: Redis, address: str, timeout_s: float, alive: Callable[
         try:
             return str(cast("dict[str, str]", probe.info("server"))["redis_version"])
         except AuthenticationError as error:
-            raise ConfigError(f"Redis at {address} refuses the login: {error}") from error
+            raise ConfigError(
+                f"Redis at {address} refuses the login: {error}; SIM2OR_REDIS_URL must name a user of its "
+                "users.acl (redis://USER@HOST) and SIM2OR_KEYS the directory with that user's password"
+            ) from error
         except (RedisConnectionError, RedisTimeoutError, BusyLoadingError) as error:
             if time.monotonic() > deadline or not alive():
                 raise TransientError(
@@ -221,6 +235,23 @@ def _first_answer(probe: Redis, address: str, timeout_s: float, alive: Callable[
         except ResponseError as error:
             raise ConfigError(f"Redis at {address} refuses INFO: {error}") from error
         time.sleep(0.01)
+
+
+def _login(url: str) -> dict[str, str]:
+    """The password of a user whom the address names without one."""
+    parts = urlsplit(url)
+    if not parts.username or parts.password:
+        return {}
+    return {"password": acl.password(load_settings().keys, parts.username)}
+
+
+def _warn_if_plain(url: str) -> None:
+    """Says that a connection to another host can be read on the way; fine on a private network only."""
+    parts = urlsplit(url)
+    if parts.scheme == "redis" and parts.hostname and not is_loopback(parts.hostname):
+        log.warning(
+            "redis is not encrypted", address=_public(url), remedy="rediss:// outside a private network"
+        )
 
 
 def _public(url: str) -> str:

@@ -8,17 +8,22 @@ A connecting socket whose receive queue is full must not reconnect: libzmq 4.3.5
 the queue is read (libzmq issues 3937 and 4767). Therefore a DEALER's receive queue has no limit (it holds
 answers, so it is bounded by what was asked), and a SUB has a limit but no heartbeats: TCP keep-alive notices
 a dead publisher.
+
+What leaves this host is encrypted (CURVE) and both ends prove who they are: without keys such an endpoint is
+refused. With keys loopback tcp is encrypted too; ipc and inproc are guarded by the system.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 import zmq
 
+from sim2or.bus.address import is_loopback
+from sim2or.bus.gate import Refusals, gate_of, watch
+from sim2or.bus.keys import Keyring, Road
 from sim2or.errors import ConfigError
 from sim2or.messages.array import Buffer
 from sim2or.messages.codec import MAX_BYTES
@@ -89,15 +94,54 @@ def _receive_queue(kind: int, hwm: int) -> int:
     return max(hwm, ROUTER_QUEUE) if kind == zmq.ROUTER else hwm
 
 
-def bind(socket: Zmq, endpoint: str) -> None:
-    """Binds to an ipc path or a loopback address; anything else is refused."""
-    _checked(endpoint)
+def bind(socket: Zmq, endpoint: str, *, keys: Keyring | None = None, counts: Refusals | None = None) -> None:
+    """Binds; tcp with keys lets in only the keys on its service's allow-list.
+
+    Args:
+        socket: A ROUTER, PUB or XPUB.
+        endpoint: ``ipc://PATH``, ``tcp://ADDRESS:PORT`` or ``inproc://NAME``.
+        keys: Of the service that listens here; needed beyond loopback.
+        counts: Where connections that are turned away are counted, by another thread.
+
+    Raises:
+        ConfigError: An impossible endpoint, or one that leaves this host without keys.
+    """
+    if keys := _needed(endpoint, keys):
+        road: Road = "pubsub" if socket.type in (zmq.PUB, zmq.XPUB) else "rpc"
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+        socket.setsockopt(zmq.ZAP_DOMAIN, gate_of(socket.context).open_for(keys, road))
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody comes in when the gate does not answer
+        watch(socket, endpoint, counts)
     _attach(socket.bind, endpoint, "bind")
 
 
-def connect(socket: Zmq, endpoint: str) -> None:
-    """Connects to an ipc path or a loopback address; the peer may start later."""
-    _checked(endpoint)
+def connect(
+    socket: Zmq,
+    endpoint: str,
+    *,
+    keys: Keyring | None = None,
+    server: str = "",
+    counts: Refusals | None = None,
+) -> None:
+    """Connects; the peer may start later. Over tcp with keys, only to the server whose key we know.
+
+    Args:
+        socket: A DEALER or SUB.
+        endpoint: ``ipc://PATH``, ``tcp://ADDRESS:PORT`` or ``inproc://NAME``.
+        keys: Of the service that connects; needed beyond loopback.
+        server: Whose public key is expected there.
+        counts: Where handshakes that fail are counted, by another thread.
+
+    Raises:
+        ConfigError: An impossible endpoint, one that leaves this host without keys, or no key of the server.
+    """
+    if keys := _needed(endpoint, keys):
+        socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+        socket.setsockopt(zmq.CURVE_SERVERKEY, keys.key_of(server))
+        watch(socket, endpoint, counts)
     _attach(socket.connect, endpoint, "connect")
 
 
@@ -134,29 +178,24 @@ def _attach(operation: Callable[[str], object], endpoint: str, verb: str) -> Non
         raise ConfigError(f"cannot {verb} to {endpoint}: {error}") from error
 
 
-def _checked(endpoint: str) -> None:
+def _needed(endpoint: str, keys: Keyring | None) -> Keyring | None:
+    """The keys that an endpoint is served with; None where the system guards it, or nobody asks for them."""
     parts = urlsplit(endpoint)
     if parts.scheme == "inproc":
-        return
+        return None
     if parts.scheme == "ipc":
         path = endpoint.removeprefix("ipc://")
         if not path or len(os.fsencode(path)) > _MAX_SOCKET_PATH:
             raise ConfigError(f"endpoint {endpoint!r}: the path must have 1 to {_MAX_SOCKET_PATH} bytes")
-        return
+        return None
     if parts.scheme != "tcp":
         raise ConfigError(
             f"endpoint {endpoint!r}: valid are ipc://PATH, tcp://127.0.0.1:PORT and inproc://NAME"
         )
-    if not _loopback(parts.hostname or ""):
+    here = is_loopback(parts.hostname or "") and ";" not in endpoint  # ";" divides a source from its target
+    if keys is None and not here:
         raise ConfigError(
-            f"endpoint {endpoint!r} leaves this host without encryption: use ipc://PATH or tcp://127.0.0.1:PORT"
+            f"endpoint {endpoint!r} leaves this host without encryption: make keys with `make keys` and set "
+            "SIM2OR_KEYS to their directory, or use ipc://PATH or tcp://127.0.0.1:PORT"
         )
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return keys

@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.table import Table as Grid
 from typer.core import TyperGroup
 
+from sim2or.cli.bus import bus_app
+from sim2or.cli.jobs import jobs_app
+from sim2or.cli.keys import keys_app
 from sim2or.errors import ConfigError, Sim2OrError
 
 EXIT_ERROR = 2
@@ -32,8 +35,9 @@ class CleanGroup(TyperGroup):
 
 
 app = typer.Typer(cls=CleanGroup, no_args_is_help=True, add_completion=False, help=__doc__)
-jobs_app = typer.Typer(no_args_is_help=True, help="Look at jobs, cancel and retry them.")
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(bus_app, name="bus")
+app.add_typer(keys_app, name="keys")
 
 RunOption = Annotated[str, typer.Option("--run", help="Name of the run: its directory under runs/.")]
 ScaleOption = Annotated[list[str] | None, typer.Option("--scale", help="service=count, may be repeated.")]
@@ -46,11 +50,28 @@ def run(
     until: Annotated[str, typer.Option(help="Stop after this step.")] = "",
     scale: ScaleOption = None,
     force: Annotated[bool, typer.Option("--force", help="Ask every question anew.")] = False,
+    services: Annotated[
+        bool,
+        typer.Option(
+            "--services/--no-services",
+            help="Start the services, or use those on SIM2OR_REDIS_URL (containers).",
+        ),
+    ] = True,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="One after another in this process, for a debugger.")
+    ] = False,
 ) -> None:
     """Run a pipeline; go on where it was stopped, reuse what is finished."""
     from sim2or.cli.run import run_pipeline
 
-    run_pipeline(pipeline, name=name, until=until, scale=scale or [], force=force, console=out)
+    if in_process:
+        from sim2or.cli.in_process import run_in_process
+
+        run_in_process(pipeline, name=name, until=until, force=force, console=out)
+        return
+    run_pipeline(
+        pipeline, name=name, until=until, scale=scale or [], force=force, console=out, services=services
+    )
 
 
 @app.command()
@@ -125,71 +146,6 @@ def ps(name: RunOption = "default") -> None:
     out.print(grid)
 
 
-@jobs_app.command("ls")
-def jobs_ls(
-    name: RunOption = "default",
-    state: Annotated[str, typer.Option(help="Only jobs in this state.")] = "",
-    stage: Annotated[str, typer.Option(help="Only jobs of this stage.")] = "",
-) -> None:
-    """List jobs."""
-    from typing import get_args
-
-    from sim2or.errors import choices
-    from sim2or.messages.job import JobState
-
-    if state and state not in get_args(JobState):
-        raise ConfigError(f"--state: unknown state {state!r}; {choices(state, get_args(JobState))}")
-    grid = Grid("job", "name", "state", "attempts", "progress", "seconds", box=None)
-    with bus(name) as queue:
-        for record in queue.list(state or None, stage or None):
-            progress = record.progress
-            shown = f"{progress.done:.0f}/{progress.total:.0f} {progress.unit}" if progress else "–"
-            seconds = (
-                f"{(record.finished_ms - record.started_ms) / 1000:.1f}"
-                if record.finished_ms and record.started_ms
-                else "–"
-            )
-            grid.add_row(record.job_id, record.job.name, record.state, str(record.attempts), shown, seconds)
-    out.print(grid)
-
-
-@jobs_app.command("show")
-def jobs_show(job_id: str, name: RunOption = "default") -> None:
-    """Show everything known about a job."""
-    with bus(name) as queue:
-        record = queue.get(job_id)
-    out.print_json(record.model_dump_json(exclude={"error"}))
-    if record.error:
-        out.print(f"{record.error.kind}: {record.error.message}\n{record.error.traceback}", markup=False)
-
-
-@jobs_app.command("cancel")
-def jobs_cancel(job_id: str, name: RunOption = "default") -> None:
-    """Cancel a job; its worker stops at the next renewal."""
-    with bus(name) as queue:
-        done = queue.cancel(job_id)
-    out.print(f"{job_id}: {'cancelled' if done else 'had already ended'}", markup=False)
-
-
-@jobs_app.command("retry")
-def jobs_retry(job_id: str, name: RunOption = "default") -> None:
-    """Queue a failed, dead or cancelled job anew."""
-    with bus(name) as queue:
-        done = queue.retry(job_id)
-    out.print(f"{job_id}: {'queued' if done else 'is neither failed, dead nor cancelled'}", markup=False)
-
-
-@jobs_app.command("dead")
-def jobs_dead(name: RunOption = "default") -> None:
-    """List jobs that failed for good, with their reasons."""
-    with bus(name) as queue:
-        for record in queue.dead():
-            reason = record.error.message if record.error else "no reason recorded"
-            out.print(
-                f"{record.job_id} {record.job.name} {record.state}: {reason}", markup=False, soft_wrap=True
-            )
-
-
 @app.command()
 def stop(name: RunOption = "default") -> None:
     """Stop the robot of a run: cancel its deployment; the arm holds where it is. No emergency stop."""
@@ -243,6 +199,18 @@ def lineage(
             out.print(f"{'  ' * ancestor.depth}{text}{note}", markup=False, soft_wrap=True)
         return
     raise problem if roots else ConfigError("no store under runs/; run a pipeline first")
+
+
+@app.command()
+def chain(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Tell a run's whole chain from the events alone: jobs, attempts, artifacts, verdicts, deployment."""
+    from sim2or.cli.chain import print_chain
+
+    with bus_client(name) as redis:
+        print_chain(redis, name, as_json=as_json, console=out)
 
 
 @app.command()

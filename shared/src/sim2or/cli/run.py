@@ -7,7 +7,8 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from redis import Redis
 from rich.console import Console
 
+from sim2or import tracing
 from sim2or.artifacts.store import Store
 from sim2or.bus.events import START, Events
 from sim2or.bus.jobs import Jobs
@@ -23,14 +25,14 @@ from sim2or.bus.server import start as start_redis
 from sim2or.cli.closing import closing_lines
 from sim2or.cli.display import make_display
 from sim2or.cli.main import EXIT_INTERRUPTED, run_directory
-from sim2or.errors import ConfigError
+from sim2or.clock import now_ns
+from sim2or.errors import ConfigError, Sim2OrError
 from sim2or.pipeline import Pipeline, load_pipeline
 from sim2or.runner import Finished, Runner
-from sim2or.settings import Settings, load_settings
+from sim2or.settings import Settings, load_settings, result_variables
 from sim2or.stages import Table, load_table
 from sim2or.supervisor import (
     EmbeddedSupervisor,
-    SupervisorState,
     check_services,
     locked,
     running_state,
@@ -39,9 +41,19 @@ from sim2or.supervisor import (
 
 
 def run_pipeline(
-    path: Path, *, name: str, until: str, scale: Sequence[str], force: bool, console: Console
+    path: Path,
+    *,
+    name: str,
+    until: str,
+    scale: Sequence[str],
+    force: bool,
+    console: Console,
+    services: bool = True,
 ) -> None:
-    """Validates and runs a pipeline, on a running supervisor or on one of its own."""
+    """Validates and runs a pipeline, on a running supervisor or on one of its own.
+
+    With ``services=False`` they run elsewhere (compose, Kubernetes): only their bus and store are used.
+    """
     started_s = time.monotonic()
     settings = load_settings()
     table = load_table(settings.plugins)
@@ -55,14 +67,17 @@ def run_pipeline(
     resume = f"go on with: sim2or {' '.join(sys.argv[1:])}"
     running = running_state(run_dir)
     try:
-        if running:
-            finished = _run_on(running, pipeline, settings, table, force, console, started_s)
+        if not services:
+            there = _elsewhere(settings, pipeline)
+            finished = _run_on(there, pipeline, settings, table, force, console, started_s)
+        elif running:
+            there = Services(running.redis_url, running.variables, lambda: check_services(run_dir))
+            finished = _run_on(there, pipeline, settings, table, force, console, started_s)
         else:
             embedded = EmbeddedSupervisor(run_dir, sorted(pipeline.services), scale)
             with embedded as state:
-                finished = _run_on(
-                    state, pipeline, settings, table, force, console, started_s, embedded=embedded
-                )
+                there = Services(state.redis_url, state.variables, embedded.check, ours=True)
+                finished = _run_on(there, pipeline, settings, table, force, console, started_s)
     except KeyboardInterrupt:
         console.print(f"interrupted; what is finished is kept. {resume}", markup=False, soft_wrap=True)
         raise SystemExit(EXIT_INTERRUPTED) from None
@@ -73,37 +88,87 @@ def run_pipeline(
         console.print(f"report: {finished.report}", markup=False, soft_wrap=True)
 
 
+@dataclass(frozen=True)
+class Services:
+    """The services that do a run's work.
+
+    Attributes:
+        redis_url: Their bus.
+        variables: Settings of theirs that change results.
+        check: Raises when they can no longer do the work.
+        ours: Whether they end with this command.
+    """
+
+    redis_url: str
+    variables: Mapping[str, str]
+    check: Callable[[], None] = lambda: None
+    ours: bool = False
+
+
+def _elsewhere(settings: Settings, pipeline: Pipeline) -> Services:
+    """The services of another place, which share bus and store with this command."""
+    if not settings.redis_url or settings.store is None:
+        raise ConfigError(
+            "--no-services: set SIM2OR_REDIS_URL and SIM2OR_STORE to the bus and the store of the services"
+        )
+    return Services(settings.redis_url, result_variables(sorted(pipeline.services)))
+
+
 def _run_on(
-    state: SupervisorState,
+    services: Services,
     pipeline: Pipeline,
     settings: Settings,
     table: Table,
     force: bool,
     console: Console,
     started_s: float,
-    *,
-    embedded: EmbeddedSupervisor | None = None,
 ) -> Finished:
     lock = locked(_lock(settings.run_dir), "another `sim2or run` is at work")
     with make_display(console) as display, lock:
+        redis = connect(services.redis_url)
         runner = Runner(
             pipeline,
-            jobs=Jobs(connect(state.redis_url), run_id=settings.run_dir.name),
+            jobs=Jobs(redis, run_id=settings.run_dir.name),
+            events=Events(redis),
             store=Store(settings.store_root),
             run_dir=settings.run_dir,
             table=table,
             display=display,
             force=force,
             started_s=started_s,
-            environment=state.variables,
-            check=embedded.check if embedded else lambda: check_services(settings.run_dir),
+            environment=services.variables,
+            check=services.check,
         )
-        try:
-            return runner.run()
-        except KeyboardInterrupt:
-            if embedded is None:  # somebody else's services would go on with our jobs
-                runner.cancel()
-            raise
+        with _traced(runner, settings.run_dir.name, pipeline.name):
+            try:
+                return runner.run()
+            except KeyboardInterrupt:
+                if not services.ours:  # somebody else's services would go on with our jobs
+                    runner.cancel()
+                raise
+
+
+@contextlib.contextmanager
+def _traced(runner: Runner, run: str, pipeline: str) -> Iterator[None]:
+    """Tells the collector, where there is one, of the run: the root that all its jobs hang from."""
+    tracing.configure("run")
+    started_ns, error = now_ns(), ""
+    try:
+        yield
+    except (Sim2OrError, KeyboardInterrupt) as problem:
+        error = str(problem) or "interrupted"
+        raise
+    finally:
+        tracing.record(
+            "run",
+            own=runner.traceparent,
+            parent=tracing.environment_traceparent(),
+            started_ns=started_ns,
+            error=error,
+            run=run,
+            pipeline=pipeline,
+        )
+        tracing.flush()
 
 
 def _lock(run_dir: Path) -> Path:

@@ -57,14 +57,20 @@ def _serve_stages(service: str) -> Any:
 
 def _serve_server(name: str, reference: str) -> Any:
     def serve() -> None:
-        from sim2or import log
+        from sim2or import log, tracing
+        from sim2or.metrics import expose
         from sim2or.settings import load_settings
 
         die_with_parent(signal.SIGTERM)
         settings = load_settings()
         end_with_parent(settings.grace_s)
         log.configure(name)
-        load(reference)(settings)
+        tracing.configure(name)
+        expose(settings, name)
+        try:
+            load(reference)(settings)
+        finally:
+            tracing.flush()
 
     return serve
 

@@ -35,10 +35,18 @@ DTYPES = (
 )
 """Every dtype that may cross a boundary; in little-endian order, as all our hosts are."""
 
+_DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(name) for name in DTYPES}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
 MAX_NDIM = 8
 MAX_FRAMES = 64
 
 Buffer = bytes | memoryview
+
+
+def size_bytes(frames: Sequence[Buffer]) -> int:
+    """Bytes of all frames together."""
+    return sum(frame.nbytes if isinstance(frame, memoryview) else len(frame) for frame in frames)
 
 
 @dataclass
@@ -56,7 +64,8 @@ class Frames:
         if len(self.buffers) >= MAX_FRAMES:
             raise ValueError(f"message has more than {MAX_FRAMES} arrays")
         self.buffers.append(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
-        return {"frame": len(self.buffers) - 1, "dtype": array.dtype.name, "shape": list(array.shape)}
+        name = _NAMES.get(array.dtype) or array.dtype.name
+        return {"frame": len(self.buffers) - 1, "dtype": name, "shape": array.shape}
 
     def get(self, reference: dict[str, Any]) -> NDArray[Any]:
         """Returns the read-only array that a header describes, without a copy."""
@@ -67,20 +76,25 @@ class Frames:
         size, expected = memoryview(self.buffers[index]).nbytes, math.prod(shape) * dtype.itemsize
         if size != expected:
             raise ValueError(f"frame {index} has {size} bytes; {dtype.name}{list(shape)} needs {expected}")
-        array = np.frombuffer(self.buffers[index], dtype=dtype).reshape(shape)
+        array: NDArray[Any] = np.ndarray(shape, dtype, self.buffers[index])
         array.flags.writeable = False
         return array
 
 
 def _described(reference: dict[str, Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:
     name, shape = reference.get("dtype"), reference.get("shape")
-    if name not in DTYPES:
+    dtype = _DTYPES.get(name) if isinstance(name, str) else None
+    if dtype is None:
         raise ValueError(f"dtype {name!r} is refused; valid: {', '.join(DTYPES)}")
     if not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in shape):
         raise ValueError(f"shape {shape!r} is not a list of sizes")
     if len(shape) > MAX_NDIM:
         raise ValueError(f"shape has {len(shape)} dimensions; at most {MAX_NDIM} are accepted")
-    return np.dtype(name), tuple(shape)
+    return dtype, tuple(shape)
+
+
+def _accepts(want: int | None, got: int) -> bool:
+    return want is None or want == got
 
 
 @dataclass(frozen=True)
@@ -102,7 +116,7 @@ class ArraySpec:
         """Returns a read-only, C-ordered view of a valid array; a ``ValueError`` names what is wrong."""
         if not isinstance(value, np.ndarray):
             raise ValueError(f"expected a numpy array {self}, got {type(value).__name__}")
-        if value.dtype != np.dtype(self.dtype):
+        if value.dtype != _DTYPES[self.dtype]:
             raise ValueError(f"expected dtype {self.dtype}, got {value.dtype}")
         if not self._fits(value.shape):
             raise ValueError(f"expected shape {self._sizes()}, got {list(value.shape)}")
@@ -110,14 +124,14 @@ class ArraySpec:
             raise ValueError(
                 f"{np.count_nonzero(~np.isfinite(value))} of {value.size} numbers are not finite"
             )
+        if value.flags.c_contiguous and not value.flags.writeable:
+            return value
         view = (value if value.flags.c_contiguous else np.ascontiguousarray(value)).view()
         view.flags.writeable = False
         return view
 
     def _fits(self, shape: Sequence[int]) -> bool:
-        if len(shape) != len(self.shape):
-            return False
-        return all(want in (None, got) for want, got in zip(self.shape, shape, strict=True))
+        return len(shape) == len(self.shape) and all(map(_accepts, self.shape, shape))
 
     def _sizes(self) -> str:
         return f"[{', '.join('any' if n is None else str(n) for n in self.shape)}]"

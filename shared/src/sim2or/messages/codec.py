@@ -8,13 +8,14 @@ sender may add optional ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticSerializationError, from_json
 
 from sim2or.errors import MessageError, choices
-from sim2or.messages.array import MAX_FRAMES, Buffer, Frames
+from sim2or.messages.array import MAX_FRAMES, Buffer, Frames, size_bytes
 from sim2or.messages.envelope import Envelope
 from sim2or.messages.message import Message
 
@@ -75,15 +76,32 @@ def decode[M: Message](frames: Sequence[Buffer], *expected: type[M]) -> tuple[En
     """
     _check_sizes(frames)
     header = bytes(frames[1])
+    announced = _announced(frames[0], expected)
+    if announced:
+        with suppress(ValidationError):
+            wire = _parse(announced, header, frames)
+            if wire.envelope.type == announced.type_name:
+                return _current(wire, announced)
     kind = _kind(header, expected)
     try:
-        wire = _wire(kind).model_validate_json(header, context=Frames(list(frames[2:])), extra="ignore")
+        return _current(_parse(kind, header, frames), kind)
     except ValidationError as error:
+        _check_version(kind, from_json(header)["envelope"].get("version"))
         raise MessageError(f"{kind.type_name}: {explain(error)}") from error
-    if wire.envelope.version.split(".")[0] != kind.schema_version.split(".")[0]:
-        raise MessageError(
-            f"{kind.type_name} version {wire.envelope.version} is refused; here it is {kind.schema_version}"
-        )
+
+
+def _announced[M: Message](topic: Buffer, expected: Sequence[type[M]]) -> type[M] | None:
+    """The type that the topic names; a hint that saves reading the header twice: the envelope decides."""
+    name = bytes(topic).partition(b"\0")[0]
+    return next((kind for kind in expected if kind.type_name.encode() == name), None)
+
+
+def _parse[M: Message](kind: type[M], header: bytes, frames: Sequence[Buffer]) -> _Wire[M]:
+    return _wire(kind).model_validate_json(header, context=Frames(list(frames[2:])), extra="ignore")
+
+
+def _current[M: Message](wire: _Wire[M], kind: type[M]) -> tuple[Envelope, M]:
+    _check_version(kind, wire.envelope.version)
     return wire.envelope, wire.payload
 
 
@@ -114,6 +132,14 @@ def _kind[M: Message](header: bytes, expected: Sequence[type[M]]) -> type[M]:
     return types[name]
 
 
+def _check_version(kind: type[Message], version: object) -> None:
+    """Refuses another major version; its fields may well be others, so this is said before they are."""
+    if isinstance(version, str) and version.partition(".")[0] != kind.schema_version.partition(".")[0]:
+        raise MessageError(
+            f"{kind.type_name} version {version[:20]} is refused; here it is {kind.schema_version}"
+        )
+
+
 def _check_sizes(frames: Sequence[Buffer]) -> None:
     if not 2 <= len(frames) <= 2 + MAX_FRAMES:
         raise MessageError(
@@ -122,6 +148,6 @@ def _check_sizes(frames: Sequence[Buffer]) -> None:
     header_bytes = memoryview(frames[1]).nbytes
     if header_bytes > MAX_HEADER_BYTES:
         raise MessageError(f"header has {header_bytes} bytes; at most {MAX_HEADER_BYTES} are accepted")
-    total = sum(memoryview(frame).nbytes for frame in frames)
+    total = size_bytes(frames)
     if total > MAX_BYTES:
         raise MessageError(f"message has {total} bytes; at most {MAX_BYTES} are accepted")

@@ -6,16 +6,15 @@ import os
 import time
 from collections.abc import Callable
 from itertools import count
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from sim2or.clock import boot_id, now_ns, utc_now
 from sim2or.messages.message import Message
 from sim2or.messages.observation import Count, Name
-
-TRACEPARENT = r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
+from sim2or.tracing import TRACEPARENT, environment_traceparent, new_traceparent
 
 
 def uuid7() -> UUID:
@@ -32,10 +31,11 @@ def uuid7() -> UUID:
     return UUID(int=value)
 
 
-def new_traceparent(parent: str = "") -> str:
-    """Makes a W3C traceparent: a child of ``parent``, or a new trace when that is empty."""
-    trace = parent.split("-")[1] if parent else os.urandom(16).hex()
-    return f"00-{trace}-{os.urandom(8).hex()}-01"
+def _fits(number: int) -> int:
+    """Refuses what no counter or clock ever reaches, and what overflows where it is counted."""
+    if number >= 1 << 63:
+        raise ValueError("must be less than 2**63")
+    return number
 
 
 class Envelope(Message):
@@ -60,6 +60,8 @@ class Envelope(Message):
         calibration: Digest of the calibration that the numbers depend on, where one applies.
     """
 
+    type_name: ClassVar[str] = "envelope"
+
     v: Literal[1] = 1
     id: UUID
     type: Name
@@ -70,8 +72,8 @@ class Envelope(Message):
     traceparent: Annotated[str, Field(pattern=TRACEPARENT)]
     source: Name
     session: Name
-    seq: Count
-    mono_ns: Count
+    seq: Annotated[Count, AfterValidator(_fits)]
+    mono_ns: Annotated[Count, AfterValidator(_fits)]
     boot_id: Name
     utc: Name
     deadline_ms: Annotated[float, Field(gt=0)] | None = None
@@ -79,7 +81,7 @@ class Envelope(Message):
 
     def expired(self, now: int) -> bool:
         """Whether the deadline has passed at ``now`` [ns] on the clock of this message's boot."""
-        return self.deadline_ms is not None and now > self.mono_ns + self.deadline_ms * 1e6
+        return self.deadline_ms is not None and now - self.mono_ns > self.deadline_ms * 1e6
 
 
 class Origin:
@@ -91,6 +93,7 @@ class Origin:
         run_id: The run it works for.
         calibration: Digest of the calibration behind its numbers.
         clock: Monotonic clock [ns].
+        traceparent: The trace it works for; the process's own, from ``TRACEPARENT``, when None.
     """
 
     def __init__(
@@ -101,18 +104,32 @@ class Origin:
         run_id: str = "",
         calibration: str | None = None,
         clock: Callable[[], int] = now_ns,
+        traceparent: str | None = None,
     ) -> None:
         self.source = source
         self.session = session or str(uuid7())
         self.run_id = run_id
         self.calibration = calibration
+        self.traceparent = environment_traceparent() if traceparent is None else traceparent
         self._clock = clock
         self._counts: dict[str, count[int]] = {}
 
     def envelope(
-        self, message: Message, *, cause: Envelope | None = None, deadline_ms: float | None = None
+        self,
+        message: Message,
+        *,
+        cause: Envelope | None = None,
+        deadline_ms: float | None = None,
+        sampled: bool = True,
     ) -> Envelope:
-        """Makes the envelope of a message, correlated with the message that caused it."""
+        """Makes the envelope of a message, correlated with the message that caused it.
+
+        Args:
+            message: What is sent.
+            cause: The message that it follows from; its trace goes on, else the sender's.
+            deadline_ms: Useless this long after sending [ms].
+            sampled: Whether the work behind it may be exported as a span.
+        """
         identity = uuid7()
         return Envelope(
             id=identity,
@@ -121,7 +138,7 @@ class Origin:
             run_id=cause.run_id if cause and cause.run_id else self.run_id,
             correlation_id=(cause.correlation_id or cause.id) if cause else identity,
             causation_id=cause.id if cause else None,
-            traceparent=new_traceparent(cause.traceparent if cause else ""),
+            traceparent=new_traceparent(cause.traceparent if cause else self.traceparent, sampled=sampled),
             source=self.source,
             session=self.session,
             seq=next(self._counts.setdefault(message.type_name, count())),

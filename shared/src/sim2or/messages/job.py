@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from itertools import accumulate
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticSerializationError
 
 from sim2or.errors import MessageError
 from sim2or.messages.message import Message
@@ -15,9 +18,15 @@ from sim2or.messages.observation import Count, Name
 MAX_PAYLOAD_BYTES = 32 * 1024
 """Of a job or a result in Redis; what is larger goes to the artifact store."""
 
+MAX_DEPTH = 64
+"""How deep the objects and lists of a job or a result may nest; pydantic's reader gives up at 200."""
+
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]')  # a string without an end matches too: no backtracking
+
 StageName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 Traceparent = Annotated[str, Field(pattern=r"^(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?$")]
 """Source: W3C Trace Context, section 3.2, version 00; empty where nothing is traced."""
+SchemaVersion = Annotated[str, Field(pattern=r"^\d{1,6}\.\d{1,6}$")]
 Priority = Literal["high", "normal", "low"]
 JobState = Literal["queued", "running", "done", "failed", "cancelled", "dead"]
 FINAL_STATES: frozenset[str] = frozenset({"done", "failed", "cancelled", "dead"})
@@ -36,9 +45,13 @@ class Job(Message):
         run_id: The run that asked first.
         name: For people, for example ``"train-seed0"``.
         traceparent: W3C trace context of that run; the stage finds it in ``TRACEPARENT``.
+        code: Digest of the answering service's code, as the key has it; other code refuses the job.
+        version: The sender's version of this message, as jobs travel without an envelope. Another major
+            version is refused.
     """
 
     type_name: ClassVar[str] = "job"
+    schema_version: ClassVar[str] = "1.1"
 
     stage: StageName
     key: Annotated[str, Field(min_length=1, max_length=200)]
@@ -49,6 +62,15 @@ class Job(Message):
     run_id: Name = ""
     name: Name = ""
     traceparent: Traceparent = ""
+    code: Annotated[str, Field(max_length=100)] = ""
+    version: SchemaVersion = Field(default_factory=lambda: Job.schema_version)
+
+    @field_validator("version")
+    @classmethod
+    def _same_major(cls, version: str) -> str:
+        if version.partition(".")[0] != cls.schema_version.partition(".")[0]:
+            raise ValueError(f"job version {version} is refused; here it is {cls.schema_version}")
+        return version
 
     @model_validator(mode="after")
     def _shard_exists(self) -> Job:
@@ -139,6 +161,7 @@ class JobRecord(Message):
     """
 
     type_name: ClassVar[str] = "job_record"
+    schema_version: ClassVar[str] = "1.1"
 
     job_id: Name
     job: Job
@@ -164,12 +187,34 @@ class JobRecord(Message):
 
 
 def bounded(message: Message) -> str:
-    """Writes a job or a result as JSON; raises ``MessageError`` when it is too large for the bus."""
-    text = message.model_dump_json()
+    """Writes a job or a result as JSON; raises ``MessageError`` when it is too large or deep for the bus."""
+    try:
+        text = message.model_dump_json()
+    except PydanticSerializationError as error:
+        raise MessageError(
+            f"{message.type_name}: {error}; at most {MAX_DEPTH} levels are accepted"
+        ) from error
+    check_payload(message.type_name, text)
+    return text
+
+
+def check_payload(name: str, text: str) -> None:
+    """Refuses the JSON of a job or a result that is larger or deeper than the bus carries.
+
+    Raises:
+        MessageError: With the size or depth, and the limit.
+    """
     size = len(text.encode())
     if size > MAX_PAYLOAD_BYTES:
         raise MessageError(
-            f"{message.type_name} has {size} bytes; at most {MAX_PAYLOAD_BYTES} are accepted: "
+            f"{name} has {size} bytes; at most {MAX_PAYLOAD_BYTES} are accepted: "
             "store it as an artifact and send its digest"
         )
-    return text
+    if text.count("{") + text.count("[") > MAX_DEPTH < (levels := depth(text)):
+        raise MessageError(f"{name} nests {levels} levels deep; at most {MAX_DEPTH} are accepted")
+
+
+def depth(text: str) -> int:
+    """How deep the objects and lists of a JSON text nest."""
+    steps = {"{": 1, "[": 1, "}": -1, "]": -1}
+    return max(accumulate(steps.get(token, 0) for token in _TOKEN.findall(text)), default=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 
+from sim2or.bus.keys import Keyring
 from sim2or.bus.rpc import PolicyClient
 from sim2or.clock import now_ns
 from sim2or.contracts.scenario import Scenario
@@ -31,14 +32,17 @@ class PolicyActor:
         artifact: Digest of the model that must answer.
         horizon: Actions per chunk.
         deadline_ms: Longest wait for one answer, loading the model included [ms].
+        keys: Of the service that asks; needed beyond loopback.
     """
 
     sees = True
 
-    def __init__(self, endpoint: str, artifact: str, *, horizon: int, deadline_ms: float) -> None:
+    def __init__(
+        self, endpoint: str, artifact: str, *, horizon: int, deadline_ms: float, keys: Keyring | None = None
+    ) -> None:
         self.horizon = horizon
         self._artifact, self._deadline_ms = artifact, deadline_ms
-        self._client = PolicyClient(endpoint, Origin("rollout"))
+        self._client = PolicyClient(endpoint, Origin("rollout"), keys=keys)
 
     def reset(self, scenario: Scenario) -> None:
         """Has nothing to forget: the server knows episodes by the observation's name."""
@@ -73,15 +77,18 @@ class PolicyLink:
         endpoint: The server's address.
         artifact: Digest of the model that must answer.
         deadline_ms: An answer that takes longer is useless [ms].
+        keys: Of the service that asks; needed beyond loopback.
     """
 
-    def __init__(self, endpoint: str, artifact: str, *, deadline_ms: float) -> None:
+    def __init__(
+        self, endpoint: str, artifact: str, *, deadline_ms: float, keys: Keyring | None = None
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self.waits_s: list[float] = []
         self.refusal = ""
         self.waiting = False
         self._artifact, self._deadline_ms = artifact, deadline_ms
-        self._client = PolicyClient(endpoint, Origin("bridge"))
+        self._client = PolicyClient(endpoint, Origin("bridge"), keys=keys)
 
     def forget(self) -> None:
         """Starts an episode: answers to earlier questions are waited for no longer."""

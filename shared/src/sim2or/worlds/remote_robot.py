@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from urllib.parse import urlsplit
 
+from sim2or.bus.keys import Keyring
 from sim2or.bus.pubsub import Subscriber
 from sim2or.bus.rpc import Client
 from sim2or.clock import now_ns
@@ -35,14 +36,17 @@ class RemoteRobot:
     Args:
         endpoint: Its command endpoint.
         lost_after_s: Silence after which it counts as lost [s].
+        keys: Of the bridge; needed beyond loopback.
     """
 
     spec: WorldSpec
 
-    def __init__(self, endpoint: str, *, lost_after_s: float = LOST_AFTER_S) -> None:
+    def __init__(
+        self, endpoint: str, *, lost_after_s: float = LOST_AFTER_S, keys: Keyring | None = None
+    ) -> None:
         self.session = ""
         self.phase = ""
-        self._endpoint, self._lost_after_s = endpoint, lost_after_s
+        self._endpoint, self._lost_after_s, self._keys = endpoint, lost_after_s, keys
         self._newest: Sensed | None = None
         self._heard_ns = now_ns()
         self._sockets = ExitStack()
@@ -61,10 +65,10 @@ class RemoteRobot:
 
     def _connect(self, timeout_s: float) -> None:
         self._client: Client[RobotReport | PolicyError] = Client(
-            self._endpoint, Origin("bridge"), RobotReport, PolicyError
+            self._endpoint, Origin("bridge"), RobotReport, PolicyError, keys=self._keys, server="robot"
         )
         self._sockets.callback(self._client.close)
-        self._states = Subscriber(state_endpoint(self._endpoint), RobotState)
+        self._states = Subscriber(state_endpoint(self._endpoint), RobotState, keys=self._keys, server="robot")
         self._sockets.callback(self._states.close)
         report = self._ask(RobotRequest(action="report"), timeout_s)
         self.spec = WorldSpec(

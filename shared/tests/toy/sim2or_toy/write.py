@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+from sim2or.artifacts.record import write_whole
 from sim2or.errors import JobError, TransientError
 from sim2or.stage import Context, Stage, StageResult
 
@@ -25,7 +26,7 @@ def run(spec: WriteSpec, context: Context) -> StageResult:
         if not (out / f"{number}.txt").exists():
             time.sleep(spec.pause_s)
             mark(spec, f"wrote-{number}-{os.getpid()}")
-            (out / f"{number}.txt").write_text(str(number + spec.seed))
+            write_whole(out / f"{number}.txt", str(number + spec.seed).encode())
         if done == 0:
             go_wrong(spec)
         context.progress(done + 1, len(numbers), "numbers", last=number)

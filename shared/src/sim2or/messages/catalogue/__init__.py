@@ -1,0 +1,1 @@
+"""The contract in writing: schemas, AsyncAPI, a page for people, golden samples, and what may change."""

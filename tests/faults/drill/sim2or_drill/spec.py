@@ -1,0 +1,30 @@
+"""Configuration of the drill stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+from sim2or.messages.message import Spec
+
+
+class DrillSpec(Spec):
+    """Takes steps, each of which is checkpointed and leaves a line.
+
+    Attributes:
+        effects: Directory of the lines: ``starts``, ``steps``, ``ends``, ``overlaps``, ``unwound``.
+        steps: How many steps.
+        pause_s: How long each takes [s].
+        fault: ``poison`` kills its worker at every attempt; ``hang`` blocks in C and holds the interpreter's
+            lock for ever, at the first attempt; ``hold`` does so for ``hold_s`` at every attempt.
+        hold_s: How long ``hold`` lasts [s].
+        ballast_mb: Size of what each step writes [MB].
+    """
+
+    effects: Path
+    steps: PositiveInt = 3
+    pause_s: Annotated[float, Field(ge=0)] = 0.0
+    fault: Literal["none", "poison", "hang", "hold"] = "none"
+    hold_s: Annotated[int, Field(ge=0)] = 0
+    ballast_mb: Annotated[float, Field(ge=0)] = 0.0
