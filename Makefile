@@ -10,9 +10,10 @@ KEYS ?= keys
 MINUTES ?= 1
 SEED ?= 1
 ROUNDS ?= 5
+IMAGES := runner sim dataset trainer evaluator exporter policy bridge
 ROLES := core sim bridge eval learn build dev
 
-.PHONY: help setup demo test faults chaos bench-bus keys messages test-deep lint format lock lock-check collect dataset train evaluate export deploy report clean
+.PHONY: help setup demo test faults chaos bench-bus keys messages images test-deep lint format lock lock-check collect dataset train evaluate export deploy report clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z -]+:.*## / {n = split($$1, names, " "); for (i = 1; i <= n; i++) printf "  %-12s %s\n", names[i], $$2}' $(MAKEFILE_LIST)
@@ -46,6 +47,10 @@ keys: setup ## CURVE keys and Redis users for what leaves this host, in KEYS=key
 
 messages: setup ## Generate docs/messages: schemas, AsyncAPI, catalogue
 	@$(SIM2OR) bus docs docs/messages
+
+images: ## Build the container images and say how large they are
+	@REVISION=$$(git rev-parse --short HEAD 2>/dev/null) docker compose build -q keys $(filter-out runner,$(IMAGES))
+	@docker image ls --format '{{.Repository}}:{{.Tag}} {{.Size}}' | grep '^sim2or/' | sort
 
 test-deep: setup ## What takes longer: soaks, long training (milestones)
 	@$(PY) -m pytest -m deep --timeout=3600 $(ARGS)

@@ -571,6 +571,28 @@ def test_states_move_into_the_ring_while_every_listener_can(endpoint: str, event
         assert [one.counts.malformed for one in able] == [0, 0]
 
 
+def test_a_flood_of_subscriptions_costs_only_the_ring(endpoint: str, eventually: Eventually) -> None:
+    """A listener with thousands of topics makes the publisher go back to plain frames, not remember them all."""
+    with ExitStack() as closing:
+        publisher = Publisher(endpoint, Origin("robot"), RobotState)
+        closing.callback(publisher.close)
+        subscriber = Subscriber(endpoint, RobotState)
+        closing.callback(subscriber.close)
+        eventually(lambda: heard(publisher, subscriber, seq=1) and subscriber.counts.ring_frames)
+        flood = zmq.Context.instance().socket(zmq.SUB)
+        closing.callback(flood.close, linger=0)
+        flood.connect(endpoint)
+        for number in range(2000):
+            flood.setsockopt(zmq.SUBSCRIBE, b"topic %d" % number)
+
+        def plain() -> bool:
+            before = publisher.counts.ring_frames
+            return bool(heard(publisher, subscriber, seq=2)) and publisher.counts.ring_frames == before
+
+        eventually(lambda: all(plain() for _ in range(3)))
+        assert subscriber.counts.malformed == 0
+
+
 def test_a_late_reader_gets_the_newest_state_whole(endpoint: str, eventually: Eventually) -> None:
     """States overwritten before they were read count as torn and as gaps; what is handed out is whole."""
     with ExitStack() as closing:

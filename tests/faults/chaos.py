@@ -44,7 +44,7 @@ FROZEN_S = (1.3 * LEASE_S, 3 * LEASE_S)
 DARK_S = (0.5, 3 * LEASE_S)
 FULL_S = (0.5, 2.0)
 DRAIN_S = 180.0
-DISK_MB = 512
+DISK_MB, DISK_MB_PER_MINUTE = 128, 32
 TELL_S = 5.0
 REPORT = Path("bench/chaos.json")
 
@@ -474,13 +474,14 @@ def show(report: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def stage(seed: int) -> Iterator[Scene]:
+def stage(seed: int, minutes: float) -> Iterator[Scene]:
     """Sets the scene, and ends everything in it."""
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s2o-chaos-")))
         disk = root / "disk"
         disk.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(disk)]
+        size_mb = round(DISK_MB + DISK_MB_PER_MINUTE * minutes)
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m", "tmpfs", str(disk)]
         can_fill = subprocess.run(mount, capture_output=True, check=False).returncode == 0
         if can_fill:
             stack.callback(subprocess.run, ["umount", "--lazy", str(disk)], check=False)
@@ -509,7 +510,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=REPORT, help="the report, JSON")
     given = parser.parse_args()
     started_s = time.monotonic()
-    with stage(given.seed) as scene:
+    with stage(given.seed, given.minutes) as scene:
         soak(scene, 60 * given.minutes)
         drain(scene)
         report = judge(scene) | {"minutes": given.minutes, "wall_s": round(time.monotonic() - started_s, 1)}

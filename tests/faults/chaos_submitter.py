@@ -36,7 +36,7 @@ def question(number: int, seed: int, effects: Path) -> Job:
         "effects": str(effects),
         "steps": POISON_STEPS if poison else draw.randint(4, 12),
         "pause_s": draw.uniform(0.05, 0.3),
-        "ballast_mb": draw.choice([0.0, 0.0, 0.5]),
+        "ballast_mb": draw.choice([0.0, 0.05]),
         "fault": "poison" if poison else "none",
     }
     return Job(stage="drill", key=f"{seed}/{number}", run_id="chaos", spec=spec)

@@ -11,6 +11,7 @@ from sim2or.contracts.kinematics import Kinematics
 from sim2or.contracts.robot import load_robot
 from sim2or.contracts.scenario import sample_scenario
 from sim2or.contracts.task import load_task
+from sim2or.errors import ConfigError
 from sim2or.messages.joint_command import JointCommand
 from sim2or.safety.kernel import SafetyKernel
 from sim2or.safety.limits import limits_of
@@ -128,6 +129,16 @@ def test_a_new_episode_forgets_the_old_command(arm: SimulatedRobot) -> None:
     arm.act(0)
     assert executed(arm)[0]["hold"] == "watchdog"
     assert arm.phase == "running"
+
+
+def test_a_reset_that_is_played_back_changes_nothing(arm: SimulatedRobot) -> None:
+    """A session runs once: its reset, heard again during it or later, is refused and the episode goes on."""
+    arm.reset(sample_scenario(TASK, 2), "t", 0)
+    for session in ("t", "s"):
+        with pytest.raises(ConfigError, match=f"session '{session}' was run before"):
+            arm.reset(sample_scenario(TASK, 1), session, 0)
+    assert (arm.session, arm.phase) == ("t", "running")
+    assert arm.hear(command(0, session="t"), 0)
 
 
 def line(

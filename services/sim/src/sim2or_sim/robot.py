@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sim2or.contracts.scenario import Scenario
 from sim2or.contracts.task import TaskProfile
+from sim2or.errors import ConfigError
 from sim2or.messages.joint_command import JointCommand
 from sim2or.messages.robot_state import RobotState, Status
 from sim2or.worlds.world import Sensed, World
@@ -45,14 +46,22 @@ class SimulatedRobot:
         self.session = ""
         self._watchdog_ns = round(task.safety.watchdog_s * 1e9)
         self._max_age_ns = round(task.executor.max_age_s * 1e9)
+        self._sessions: set[str] = set()
         self._seq = 0
         self._heard: _Heard | None = None
         self._held: NDArray[np.float32] | None = None
         self._ended = False
 
     def reset(self, scenario: Scenario, session: str, now_ns: int) -> None:
-        """Loads a scenario and begins an episode; commands of other sessions are refused from now on."""
+        """Loads a scenario and begins an episode; commands of other sessions are refused from now on.
+
+        Raises:
+            ConfigError: An episode of that name was run before: the request was played back.
+        """
+        if session in self._sessions:
+            raise ConfigError(f"reset: session {session!r} was run before; every episode needs a name of its own")
         self.world.reset([scenario])
+        self._sessions.add(session)
         self.session, self._heard, self._held, self._ended = session, None, None, False
         self.log.begin(session, scenario.seed, now_ns)
 

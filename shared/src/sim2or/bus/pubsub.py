@@ -30,6 +30,8 @@ log = structlog.get_logger()
 KEEP_S = 0.1
 """How long a published message keeps its place in the ring where the topic table names no greatest age."""
 
+_MAX_SUBSCRIPTIONS = 1000
+_MAX_SUBSCRIPTION_BYTES = 1024
 _HEARD_AT_ONCE = 100
 
 
@@ -98,10 +100,19 @@ class Publisher:
             heard = sockets.receive(self._socket)
             if heard is None:
                 return
-            content = bytes(heard[0])
-            self._subscriptions[content[1:]] += 1 if content[:1] == b"\1" else -1
-            if self._subscriptions[content[1:]] <= 0:
-                del self._subscriptions[content[1:]]
+            if self._ring and len(heard[0]) <= _MAX_SUBSCRIPTION_BYTES:
+                self._note(bytes(heard[0]))
+
+    def _note(self, content: bytes) -> None:
+        """Counts a subscription; where there are more than real listeners make, the ring is given up."""
+        self._subscriptions[content[1:]] += 1 if content[:1] == b"\1" else -1
+        if self._subscriptions[content[1:]] <= 0:
+            del self._subscriptions[content[1:]]
+        if len(self._subscriptions) > _MAX_SUBSCRIPTIONS and self._ring:
+            log.warning("too many subscriptions: frames travel plain", limit=_MAX_SUBSCRIPTIONS)
+            self._ring.close()
+            self._ring = None
+            self._subscriptions.clear()
 
     def _placed(self, frames: list[Buffer], name: str) -> list[Buffer]:
         """The message as it travels: in the ring when all its listeners have attached it."""

@@ -13,10 +13,10 @@ from sim2or.bus.server import find_server
 from sim2or.errors import ConfigError, choices
 
 NEEDED_GB = 5
-GL_LIBRARIES = ("libEGL.so.1", "libOSMesa.so.8")
-"""What the simulator loads, by exactly these names: a library that only the linker knows does not help it."""
+GL_LIBRARIES = ((("libEGL.so.1",), ("libOpenGL.so.0", "libGL.so.1")), (("libOSMesa.so.8",),))
+"""What the simulator loads, by exactly these names: of one of these choices, a library of every group."""
 
-GL_REMEDY = "apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri"
+GL_REMEDY = "apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0"
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,10 @@ def _redis() -> Check:
 
 
 def _graphics() -> Check:
-    library = next((name for name in GL_LIBRARIES if _loads(name)), None)
-    return Check("graphics", library is not None, library or f"no software OpenGL: {GL_REMEDY}")
+    found = next(
+        (choice for choice in GL_LIBRARIES if all(any(map(_loads, group)) for group in choice)), None
+    )
+    return Check("graphics", found is not None, found[0][0] if found else f"no software OpenGL: {GL_REMEDY}")
 
 
 def _disk() -> Check:

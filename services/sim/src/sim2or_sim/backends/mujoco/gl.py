@@ -7,9 +7,14 @@ import os
 
 from sim2or.errors import ConfigError
 
-_LIBRARIES = {"egl": "libEGL.so.1", "osmesa": "libOSMesa.so.8"}
+_LIBRARIES = {
+    "egl": (("libEGL.so.1",), ("libOpenGL.so.0", "libGL.so.1")),
+    "osmesa": (("libOSMesa.so.8",),),
+}
+"""What each choice loads: one library of every group."""
+
 _OFF = {"disable", "disabled", "off", "false", "0"}
-_INSTALL = "apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri"
+_INSTALL = "apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0"
 
 
 def choose_gl(render: bool = True) -> str:
@@ -36,9 +41,13 @@ def choose_gl(render: bool = True) -> str:
 
 
 def loads(name: str) -> bool:
-    """Whether the library of ``egl`` or ``osmesa`` loads on this machine."""
+    """Whether the libraries of ``egl`` or ``osmesa`` load on this machine."""
+    return all(any(map(_loads, group)) for group in _LIBRARIES[name])
+
+
+def _loads(library: str) -> bool:
     try:
-        ctypes.CDLL(_LIBRARIES[name])
+        ctypes.CDLL(library)
     except OSError:
         return False
     return True
