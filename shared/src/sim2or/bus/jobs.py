@@ -242,17 +242,19 @@ class Jobs:
             block_s: How long to wait for a job [s].
         """
         deadline = time.monotonic() + block_s
+        question = ("claim", stage, worker, *self._terms())
+        reply = self._call(*question)
         while True:
-            reply = self._call("claim", stage, worker, *self._terms())
             if isinstance(reply, list):
                 claim = self._claimed(reply, worker)
                 if claim:
                     return claim
+                reply = self._call(*question)
                 continue
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0:
                 return None
-            self._wait(stage, remaining_s, due_ms=reply)
+            reply = self._wait_and_call(stage, self._patience_s(remaining_s, reply), *question)
 
     def renew(self, claim: Claim) -> Lease:
         """Extends the lease of a job that is still this worker's."""
@@ -432,10 +434,20 @@ class Jobs:
             return None
         return Claim(job_id=job_id, job=job, worker=worker, attempt=attempt, lease_s=self.lease_s)
 
-    def _wait(self, stage: str, remaining_s: float, *, due_ms: int) -> None:
-        """Waits for a submission, a due retry, or time to look for lost leases."""
+    def _wait_and_call(self, stage: str, patience_s: float, operation: str, *arguments: str | int) -> Any:
+        """Waits for a submission, a due retry, or time to look for lost leases; then does the operation.
+
+        Both travel together: Redis does the second as soon as the first no longer blocks.
+        """
         with redis_errors():
-            self._redis.blpop([f"jobs:{stage}:wake"], timeout=self._patience_s(remaining_s, due_ms))
+            both = self._redis.pipeline(transaction=False)
+            both.blpop([f"jobs:{stage}:wake"], timeout=patience_s)
+            both.evalsha(self._script.sha, 0, operation, *arguments)
+            woken, reply = both.execute(raise_on_error=False)
+            for answer in (woken, reply):
+                if isinstance(answer, Exception) and not isinstance(answer, NoScriptError):
+                    raise answer
+        return self._call(operation, *arguments) if isinstance(reply, NoScriptError) else reply
 
     def _patience_s(self, remaining_s: float, due_ms: int) -> float:
         """How long a claim waits before it looks again [s]."""

@@ -509,8 +509,9 @@ class MemoryJobs(Jobs):
         ids = self._bus.dead_ids() if index == DEAD else self._bus.job_ids()
         return [parse_record(one, fields) for one in ids if (fields := self._bus.fields(one))]
 
-    def _wait(self, stage: str, remaining_s: float, *, due_ms: int) -> None:
-        self._bus.wait(stage, self._patience_s(remaining_s, due_ms))
+    def _wait_and_call(self, stage: str, patience_s: float, operation: str, *arguments: str | int) -> Any:
+        self._bus.wait(stage, patience_s)
+        return self._call(operation, *arguments)
 
     def _call(self, operation: str, *arguments: str | int) -> Any:
         return self._bus.step(operation, *arguments)
