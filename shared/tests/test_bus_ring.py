@@ -572,7 +572,7 @@ def test_states_move_into_the_ring_while_every_listener_can(endpoint: str, event
 
 
 def test_a_flood_of_subscriptions_costs_only_the_ring(endpoint: str, eventually: Eventually) -> None:
-    """A listener with thousands of topics makes the publisher go back to plain frames, not remember them all."""
+    """A listener with thousands of topics makes a publisher go back to plain frames, and forget them."""
     with ExitStack() as closing:
         publisher = Publisher(endpoint, Origin("robot"), RobotState)
         closing.callback(publisher.close)

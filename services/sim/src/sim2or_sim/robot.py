@@ -59,7 +59,9 @@ class SimulatedRobot:
             ConfigError: An episode of that name was run before: the request was played back.
         """
         if session in self._sessions:
-            raise ConfigError(f"reset: session {session!r} was run before; every episode needs a name of its own")
+            raise ConfigError(
+                f"reset: session {session!r} was run before; every episode needs a name of its own"
+            )
         self.world.reset([scenario])
         self._sessions.add(session)
         self.session, self._heard, self._held, self._ended = session, None, None, False
