@@ -147,6 +147,7 @@ class Runner:
         self._environment = environment
         self.traceparent = new_traceparent(environment_traceparent())
         self._code: dict[tuple[str, ...], tuple[str, str]] = {}
+        self._services_code: dict[str, str] = {}
         self._history = _earlier_starts(run_dir / "run.json")
         self._started_utc = utc_now()
         self._started_s = time.monotonic() if started_s is None else started_s
@@ -280,7 +281,7 @@ class Runner:
             run_id=self._run_dir.name,
             name=step.id if step.jobs == 1 else f"{step.id}[{shard}]",
             traceparent=self.traceparent,
-            code=code_digest(self._table.services[step.info.service].module),
+            code=self._code_of(step.info.service),
         )
         submitted = self._submit_until_stored(job)
         state.records[shard] = self._jobs.get(submitted.job_id)
@@ -298,6 +299,12 @@ class Runner:
 
     def _stored(self, record: JobRecord) -> bool:
         return record.result is not None and all(map(self._store.holds, record.result.outputs.values()))
+
+    def _code_of(self, service: str) -> str:
+        """The digest of a service's code, read once in a run."""
+        if service not in self._services_code:
+            self._services_code[service] = code_digest(self._table.services[service].module)
+        return self._services_code[service]
 
     def _key(
         self, step: Step, spec: Mapping[str, Any], inputs: Mapping[str, tuple[str, ...]], shard: int

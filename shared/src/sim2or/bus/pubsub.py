@@ -15,7 +15,7 @@ import zmq
 from sim2or.bus import sockets
 from sim2or.bus.keys import Keyring
 from sim2or.bus.labels import socket_labels
-from sim2or.bus.ring import Opened, Overwritten, Ring, Rings, Unattached, attached, local
+from sim2or.bus.ring import Overwritten, Ring, Rings, Unattached, attached, local, plain
 from sim2or.clock import now_ns
 from sim2or.counts import LIVE
 from sim2or.errors import MessageError
@@ -226,7 +226,7 @@ class Subscriber[M: Message]:
 
     def _read(self, frames: list[memoryview]) -> tuple[Envelope, M] | None:
         try:
-            opened = self._rings.open(frames) if self._rings else Opened(frames)
+            opened = self._rings.open(frames) if self._rings else plain(frames)
             if opened.token:
                 self._acknowledge(opened.token)
             envelope, message = decode(opened.frames, *self._messages)

@@ -350,6 +350,13 @@ class Opened(NamedTuple):
     placed: int = 0
 
 
+def plain(frames: Sequence[Buffer]) -> Opened:
+    """A message for a receiver without shared memory; raises ``Unattached`` when its arrays lie there."""
+    if note_of(frames)[:1] == _PLACED:
+        raise Unattached("its frames lie in shared memory, which is not used here")
+    return Opened(frames)
+
+
 class Rings:
     """A receiver's side: the segments of its senders; use it from one thread."""
 
