@@ -25,6 +25,7 @@ MARGIN_S = 10.0
 
 SUBMITTER = """\
 import sys, threading
+from concurrent.futures import ThreadPoolExecutor
 from sim2or.bus.jobs import Jobs
 from sim2or.bus.server import connect
 from sim2or.messages.job import Job
@@ -33,10 +34,9 @@ queues = [Jobs(connect(sys.argv[1])) for _ in range(10)]
 together = threading.Barrier(len(queues))
 def submit(jobs):
     together.wait(30)
-    print(jobs.submit(job).job_id)
-threads = [threading.Thread(target=submit, args=(jobs,)) for jobs in queues]
-for thread in threads: thread.start()
-for thread in threads: thread.join()
+    return jobs.submit(job).job_id
+with ThreadPoolExecutor(len(queues)) as pool:
+    print(*pool.map(submit, queues))
 """
 
 
