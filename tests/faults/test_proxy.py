@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -78,11 +78,13 @@ def silent(client: socket.socket) -> bool:
         client.settimeout(5)
 
 
-def test_it_forwards_every_byte_in_order(client: socket.socket, proxy: FaultProxy) -> None:
+def test_it_forwards_every_byte_in_order(
+    client: socket.socket, proxy: FaultProxy, eventually: Callable[..., None]
+) -> None:
     """A healthy proxy changes nothing."""
     client.sendall(PIECE * 200)
     assert told(client, len(PIECE) * 200) == PIECE * 200
-    assert proxy.counts.bytes == {"up": 200_000, "down": 200_000}
+    eventually(lambda: proxy.counts.bytes == {"up": 200_000, "down": 200_000})
 
 
 def test_it_delays_with_jitter_and_keeps_the_order(client: socket.socket, proxy: FaultProxy) -> None:
