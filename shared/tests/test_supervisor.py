@@ -49,6 +49,14 @@ stages:
 """
 
 
+AT_A_TERMINAL = """\
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore Ctrl-C
+from sim2or.cli.main import app
+app()
+"""
+
+
 class Place:
     """A directory in which a user works."""
 
@@ -73,7 +81,7 @@ class Place:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = subprocess.Popen(
-            [sys.executable, "-c", "from sim2or.cli.main import app; app()", *arguments],
+            [sys.executable, "-c", AT_A_TERMINAL, *arguments],
             cwd=self.root,
             env=variables(),
             stdout=subprocess.PIPE,
