@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sim2or.artifacts.lineage import chain
 from sim2or.artifacts.manifest import FileEntry, canonical_json
-from sim2or.artifacts.store import Store, fresh_directory, take_back
+from sim2or.artifacts.store import Store, fresh_directory
 from sim2or.errors import ConfigError, JobError
 
 
@@ -71,16 +71,6 @@ def test_an_artifact_without_its_objects_is_not_held(store: Store, tmp_path: Pat
     next(p for p in (store.root / "objects").rglob("*") if p.is_file()).unlink()
     assert not store.holds(digest)
     assert not store.holds("sha256:" + "0" * 64)
-
-
-def test_a_directory_taken_back_shares_nothing_with_the_store(store: Store, tmp_path: Path) -> None:
-    """After taking back, a file may be overwritten where it is, and the artifact stays what it was."""
-    path = tree(tmp_path / "a", **{"x": "1", "sub/y": "2"})
-    digest = store.put(path, kind="thing").digest
-    take_back(path)
-    assert all(p.stat().st_nlink == 1 for p in path.rglob("*") if p.is_file())
-    tree(path, **{"x": "3", "sub/y": "4"})
-    assert (store.checkout(digest) / "x").read_text() == "1"
 
 
 def test_a_fresh_directory_is_empty(tmp_path: Path) -> None:

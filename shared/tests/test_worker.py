@@ -36,7 +36,7 @@ def test_a_second_attempt_leaves_the_first_ones_artifact_alone(store: Store, tmp
             key="k",
             spec={"times": times},
             inputs={"numbers": (numbers,)},
-            work=tmp_path / "work",
+            work=tmp_path / "work" / str(number),
             store=store.root,
         )
         outputs: dict[str, str] = run_assignment(assignment, JOIN, lambda _: None, lambda: False)["outputs"]

@@ -411,7 +411,7 @@ def ran_twice_at_once(
 
 
 def wrong(scene: Scene, records: Mapping[str, JobRecord], submitted: Mapping[str, object]) -> Iterator[str]:
-    """Jobs whose recorded artifact does not hold exactly their own steps, every byte verified."""
+    """Jobs whose recorded artifact does not hold exactly their own steps, every byte verified; and why."""
     for job in submitted:
         record = records.get(job)
         if record is None or record.result is None:
@@ -420,10 +420,11 @@ def wrong(scene: Scene, records: Mapping[str, JobRecord], submitted: Mapping[str
             out = scene.store.checkout(record.result.outputs["steps"])
             names = sorted(path.name for path in out.iterdir() if path.read_text().startswith(f"{job} "))
         except Sim2OrError as error:
-            console.print(f"{job}: {error}")
-            names = []
-        if names != sorted(f"{step}.txt" for step in range(record.job.spec["steps"])):
-            yield job
+            yield f"{job}: {error}"
+            continue
+        expected = sorted(f"{step}.txt" for step in range(record.job.spec["steps"]))
+        if names != expected:
+            yield f"{job}: its files with its name in them are {names}, expected {expected}"
 
 
 def recovery(kills: Sequence[Kill], starts: Sequence[Mapping[str, Any]], victim: str) -> dict[str, float]:

@@ -33,7 +33,6 @@ def check(report: dict) -> None:
     assert len(report["faults"]) >= 6
 
 
-@pytest.mark.deep
 @pytest.mark.faults("F1", "F2", "F4", "F10", "F12", "F13")
 def test_a_minute_of_chaos_loses_nothing(tmp_path: Path) -> None:
     """Kills, freezes, cuts, a full disk and poison, mixed: all that was acknowledged has one right end."""

@@ -130,6 +130,22 @@ def test_a_frozen_worker_loses_its_job_and_cannot_take_it_back(yard: Yard, froze
 
 
 @pytest.mark.faults("F2")
+@pytest.mark.parametrize("open_file", [False, True], ids=["by name", "by open file"])
+def test_the_last_write_of_a_zombie_reaches_no_artifact(yard: Yard, open_file: bool) -> None:
+    """Its agent frozen, itself in C, a worker outlives its lease and writes once more: the heir's result is whole."""
+    first = yard.agent()
+    job_id = yard.submit(steps=2, fault="spoil", hold_s=int(4 * LEASE_S), open_file=open_file)
+    zombie = yard.stepped(job_id)["pid"]
+    os.kill(first.pid, signal.SIGSTOP)
+    yard.agent()
+    record = yard.wait(job_id, "done")
+    assert not gone(zombie)
+    until(lambda: gone(zombie), "end of the zombie")
+    assert yard.files(record) == {f"{step}.txt": f"{job_id} {step}\n" for step in range(2)}
+    os.kill(first.pid, signal.SIGCONT)
+
+
+@pytest.mark.faults("F2")
 def test_a_claim_whose_answer_came_too_late_begins_nothing(yard: Yard) -> None:
     """An agent that hears of its job after the lease is over leaves it alone: another has it by then."""
     with FaultProxy(Path(yard.redis.url.removeprefix("unix://"))) as proxy:

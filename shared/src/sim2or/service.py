@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -48,6 +47,7 @@ from sim2or.process import (
 from sim2or.settings import Settings, load_settings
 from sim2or.stages import StageInfo, Table, load_table
 from sim2or.worker import Assignment
+from sim2or.workspace import remove
 
 POLL_S = 0.2
 PROGRESS_S = 0.5
@@ -204,7 +204,7 @@ class Agent:
         for path in self._settings.work_dir("").glob("*"):
             with contextlib.suppress(ConfigError, MessageError):
                 if self._jobs.get(path.name).state == "done":
-                    remove_tree(path)
+                    remove(path)
 
     def worker_readings(self) -> list[Reading]:
         """What the worker process counted, as it told last: a few seconds ago at most."""
@@ -386,13 +386,15 @@ class Agent:
                 self._jobs.release(claim)
             return str(end["stopped"])
         if "failure" in end:
-            self._jobs.fail(claim, JobFailure(**end["failure"]))
-            return str(end["failure"]["kind"])
+            if self._jobs.fail(claim, JobFailure(**end["failure"])):
+                return str(end["failure"]["kind"])
+            self._drop_worker()  # it went on with a job that had become another's
+            return "fenced"
         if not self._jobs.complete(
             claim, result_message(end["result"], self._stages[claim.job.stage].outputs)
         ):
             return "fenced"
-        remove_tree(self._settings.work_dir(claim.job_id))
+        remove(self._settings.work_dir(claim.job_id))
         return "done"
 
 
@@ -414,7 +416,7 @@ def assignment_of(claim: Claim, settings: Settings, traceparent: str) -> Assignm
         inputs=job.inputs,
         shard=job.shard,
         shards=job.shards,
-        work=settings.work_dir(claim.job_id).absolute(),
+        work=settings.work_dir(claim.job_id).absolute() / f"{claim.attempt}-{uuid.uuid4().hex[:6]}",
         store=settings.store_root.absolute(),
         run_id=job.run_id,
         traceparent=traceparent,
@@ -439,11 +441,6 @@ def stalled(limit_s: float) -> dict[str, str]:
         "reports is normal for it, raise SIM2OR_STALL_S or the stage's stall_s"
     )
     return {"kind": "crashed", "message": message}
-
-
-def remove_tree(path: os.PathLike[str]) -> None:
-    """Removes a work directory whose result is recorded; what resists is left behind."""
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def serve(service: str, *, settings: Settings | None = None, table: Table | None = None) -> None:

@@ -58,7 +58,7 @@ class Settings(BaseSettings):
         return self.store or self.run_dir / "store"
 
     def work_dir(self, job_id: str) -> Path:
-        """The directory of one job, which survives its attempts."""
+        """The directory of one job, in which each attempt inherits the workspace of the one before."""
         return self.run_dir / "work" / job_id
 
 

@@ -14,10 +14,11 @@ from sim2or.bus.queue import JobQueue
 from sim2or.errors import ConfigError
 from sim2or.messages.job import Progress
 from sim2or.pipeline import Pipeline
-from sim2or.service import assignment_of, remove_tree, result_message
+from sim2or.service import assignment_of, result_message
 from sim2or.settings import Settings
 from sim2or.stages import StageInfo
 from sim2or.worker import plain, run_assignment
+from sim2or.workspace import remove
 
 LEASE_S = 1e6
 """Nobody else takes a job while somebody looks at it in a debugger."""
@@ -59,7 +60,7 @@ class Workbench:
         result = run_assignment(assignment, info, report, lambda: False)
         as_sent = json.loads(json.dumps(result, default=plain))
         self._jobs.complete(claim, result_message(as_sent, info.outputs))
-        remove_tree(assignment.work)
+        remove(assignment.work.parent)
 
 
 def check_needs(pipeline: Pipeline) -> None:

@@ -34,7 +34,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from sim2or import tracing
-from sim2or.artifacts.store import Store, take_back
+from sim2or.artifacts.store import Store
 from sim2or.clock import utc_now
 from sim2or.counts import LIVE
 from sim2or.errors import ConfigError, JobError, Sim2OrError, TransientError
@@ -44,6 +44,7 @@ from sim2or.process import die_with_parent
 from sim2or.settings import load_settings
 from sim2or.stage import Cancelled, StageResult
 from sim2or.stages import StageInfo, load_table
+from sim2or.workspace import inherit
 
 PROGRESS_PERIOD_S = 0.25
 PATIENCE = 0.8
@@ -69,7 +70,7 @@ class Assignment(Spec):
         inputs: Role to digests.
         shard: 0 ≤ shard < shards.
         shards: How many jobs share the stage.
-        work: Work directory.
+        work: Workspace of this attempt, in the job's directory.
         store: Root of the artifact store.
         run_id: The run it belongs to.
         traceparent: W3C trace context, passed on in ``TRACEPARENT``.
@@ -211,9 +212,15 @@ def run_assignment(
         shard=assignment.shard,
         shards=assignment.shards,
     )
-    assignment.work.mkdir(parents=True, exist_ok=True)
-    take_back(assignment.work)
-    result = info.load_stage().run(parse_spec(info, assignment.spec), context)
+    if cancelled():
+        raise Cancelled
+    inherit(assignment.work)
+    try:
+        result = info.load_stage().run(parse_spec(info, assignment.spec), context)
+    except OSError as error:
+        if assignment.work.exists():
+            raise
+        raise TransientError(f"another attempt of the job has its workspace now: {error}") from error
     producer = {
         "job": assignment.job_id,
         "run": assignment.run_id,

@@ -59,8 +59,7 @@ class Store:
     ) -> Manifest:
         """Stores a file or a tree as an artifact.
 
-        Files are taken over by hard link where the file system allows it: call ``take_back``
-        before writing to them again.
+        Files are taken over by hard link where the file system allows it: nobody may write to them again.
 
         Args:
             path: A file or a directory without symbolic links.
@@ -345,20 +344,6 @@ def fresh_directory(path: Path) -> Path:
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     return path
-
-
-def take_back(directory: Path) -> None:
-    """Gives a directory its own, writable copy of each file that shares its bytes with a store.
-
-    ``Store.put`` takes files over by hard link. Whoever goes on in a directory that was put already calls
-    this first: writing to such a file would write into the store.
-    """
-    for path in sorted(directory.rglob("*")):
-        if path.is_symlink() or not path.is_file() or path.stat().st_nlink == 1:
-            continue
-        private = path.with_name(f".{uuid.uuid4().hex}")
-        shutil.copyfile(path, private)
-        private.rename(path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -293,13 +293,21 @@ class Jobs:
         following = self._claimed(reply, claim.worker) if isinstance(reply, list) else None
         return bool(recorded), following
 
-    def fail(self, claim: Claim, error: JobFailure) -> None:
-        """Records a failure: retried after a delay, or put among the dead letters."""
+    def fail(self, claim: Claim, error: JobFailure) -> bool:
+        """Records a failure: retried after a delay, or put among the dead letters.
+
+        Returns:
+            False when the job is not this worker's any more.
+        """
         short = error.model_copy(
             update={"message": error.message[:MAX_TRACEBACK], "traceback": error.traceback[-MAX_TRACEBACK:]}
         )
         delay_ms = int(self._retry_delays_s.get(error.kind, 0.0) * 1000)
-        self._call("fail", *_owner(claim), short.model_dump_json(), error.kind, delay_ms, self.max_deliveries)
+        return bool(
+            self._call(
+                "fail", *_owner(claim), short.model_dump_json(), error.kind, delay_ms, self.max_deliveries
+            )
+        )
 
     def release(self, claim: Claim) -> None:
         """Hands a job back at once, for a worker that is told to stop; it counts as no failure."""

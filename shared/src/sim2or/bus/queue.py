@@ -46,8 +46,8 @@ class JobQueue(Protocol):
     def complete_and_claim(self, claim: Claim, result: JobResult) -> tuple[bool, Claim | None]:
         """Completes a job and takes the stage's next one in the same step."""
 
-    def fail(self, claim: Claim, error: JobFailure) -> None:
-        """Records a failure: retried after a delay, or put among the dead letters."""
+    def fail(self, claim: Claim, error: JobFailure) -> bool:
+        """Records a failure; False when the job is not this worker's any more."""
 
     def release(self, claim: Claim) -> None:
         """Hands a job back at once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ FOR_EVER_S = 600
 
 def run(spec: DrillSpec, context: Context) -> StageResult:
     """Goes on after the last checkpoint, and takes the steps that are left."""
-    job, out, checkpoint = context.work.name, context.work / "out", context.work / "checkpoint"
+    job, out, checkpoint = context.work.parent.name, context.work / "out", context.work / "checkpoint"
     if (holder := effects.holder(spec.effects, job)) is not None:
         effects.add(spec.effects, "overlaps", job=job, holder=holder)
     out.mkdir(exist_ok=True)
@@ -30,7 +31,7 @@ def run(spec: DrillSpec, context: Context) -> StageResult:
             context.progress(step, spec.steps, "steps")
             take(spec, job, out, step)
             write_whole(checkpoint, str(step + 1).encode())
-            break_down(spec, job)
+            break_down(spec, job, out)
         context.progress(spec.steps, spec.steps, "steps")
         effects.add(spec.effects, "ends", job=job)
     except Cancelled:
@@ -49,14 +50,28 @@ def take(spec: DrillSpec, job: str, out: Path, step: int) -> None:
     effects.add(spec.effects, "steps", job=job, step=step)
 
 
-def break_down(spec: DrillSpec, job: str) -> None:
+def break_down(spec: DrillSpec, job: str, out: Path) -> None:
     """Does what the configuration asks for."""
     if spec.fault == "poison":
         os.kill(os.getpid(), signal.SIGKILL)
     if spec.fault == "hold":
         ctypes.PyDLL(None).sleep(spec.hold_s)  # in C, and holding the interpreter's lock
-    if spec.fault == "hang" and sum(line["job"] == job for line in effects.read(spec.effects, "starts")) == 1:
+    first = sum(line["job"] == job for line in effects.read(spec.effects, "starts")) == 1
+    if spec.fault == "hang" and first:
         ctypes.PyDLL(None).sleep(FOR_EVER_S)
+    if spec.fault == "spoil" and first:
+        spoil(out / "0.txt", spec)
+
+
+def spoil(path: Path, spec: DrillSpec) -> None:
+    """What a zombie does that is not heard of any more and has not noticed: its last write, and its end."""
+    file = path.open("r+") if spec.open_file else None
+    sys.setswitchinterval(FOR_EVER_S)  # no other thread has its turn before the next system call
+    ctypes.PyDLL(None).sleep(spec.hold_s)
+    try:
+        os.write(file.fileno() if file else os.open(path, os.O_WRONLY | os.O_TRUNC), b"spoiled")
+    finally:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 STAGE = Stage("drill", DrillSpec, run)

@@ -1,0 +1,63 @@
+"""A job's workspace: the directory that its attempts inherit from one another.
+
+``work/<job>/<attempt>``: checkpoints outlive an attempt, but no two attempts share a file. The process of an
+earlier attempt may still live when the next one begins: it was frozen, or is in C, and finds out late that it
+has lost its job. It must not write into what is now another's, and least of all into an artifact, whose
+objects are hard links to such files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import uuid
+from pathlib import Path
+
+COPIES = ".copies"
+"""Beside the attempts, on the same file system: where a copy is made before it replaces its original."""
+
+
+def inherit(workspace: Path) -> None:
+    """Makes an attempt's directory out of what the attempt before it left, or empty.
+
+    The directory gets a name that its former owner does not know: a path that this one opens from now on is
+    not there. Then every file is replaced by a copy, so that what it still holds open is in nobody's way.
+
+    Args:
+        workspace: The directory to make, in the job's directory.
+
+    Raises:
+        OSError: No space for the copies; the next attempt inherits what is there.
+    """
+    job = workspace.parent
+    job.mkdir(parents=True, exist_ok=True)
+    attempts = sorted((path for path in job.iterdir() if path.name != COPIES), key=_changed_ns)
+    if attempts:
+        with contextlib.suppress(FileNotFoundError):
+            attempts.pop().rename(workspace)
+    workspace.mkdir(exist_ok=True)
+    for leftover in (*attempts, job / COPIES):
+        remove(leftover)
+    _replace_files(workspace, job / COPIES)
+
+
+def remove(path: Path) -> None:
+    """Removes a directory; what resists is left behind."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _replace_files(directory: Path, copies: Path) -> None:
+    copies.mkdir()
+    for path in directory.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            copy = copies / uuid.uuid4().hex
+            shutil.copyfile(path, copy)
+            copy.rename(path)
+    copies.rmdir()
+
+
+def _changed_ns(path: Path) -> int:
+    try:
+        return path.stat().st_ctime_ns
+    except FileNotFoundError:
+        return 0
