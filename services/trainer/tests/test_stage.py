@@ -216,3 +216,25 @@ def _only_checkpoint(work: Path) -> tuple[resume.Progress, dict[str, dict[str, t
     (found,) = (work / RESUME_DIRECTORY).glob("step-*")
     progress = resume.Progress(**json.loads((found / resume.STATE_FILE).read_text()))
     return progress, {path.stem: load_file(path) for path in found.glob("*.safetensors")}
+
+
+def test_a_result_says_where_it_was_made(context: Callable) -> None:
+    """The summary names the device; without a GPU, auto is the CPU and cuda is refused with a remedy."""
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    assert run(spec(steps=1), context()).summary["device"] == found
+    if found == "cpu":
+        with pytest.raises(ConfigError, match=r"no GPU here.*sim2or doctor"):
+            run(spec(device="cuda"), context("gpu"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+def test_a_gpu_learns_and_resumes(context: Callable) -> None:
+    """On a GPU the loss falls, a cut run goes on from its checkpoint, and a CPU loads what is kept."""
+    attempt = context()
+    run(spec(steps=80, batch_size=16, log_every_steps=10, eval_every_steps=80, lr=3e-3), attempt)
+    losses = [metrics["l1_loss"] for *_, metrics in attempt.reports if "l1_loss" in metrics]
+    assert losses[-1] < 0.4 * losses[0]
+    with pytest.raises(Cancelled):
+        run(spec(), context("cut", cancel_at=5))
+    assert run(spec(), context("cut")).summary["resumed_from_step"] == 3
+    assert all(tensor.device.type == "cpu" for tensor in weights(context("cut")).values())

@@ -215,6 +215,7 @@ def _finish(
         "preset": "state (PRIVILEGED)" if recipe.privileged else spec.preset,
         "parameters": parameter_count(recipe.policy),
         "seed": spec.seed,
+        "device": session.training.device.type,
         "steps": session.step,
         "cut_short": session.cut_short,
         "resumed_from_step": session.resumed_from,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from lerobot.policies.pretrained import PreTrainedPolicy
-from sim2or.errors import JobError
+from sim2or.errors import ConfigError, JobError
 from sim2or.messages.train import TrainSpec
 from torch import Tensor, nn
 
@@ -19,14 +20,20 @@ class Training:
     """What changes while a policy is trained.
 
     Attributes:
+        device: Where it is computed.
         policy: Trained.
         average: The policy with exponentially averaged weights; what is kept.
     """
 
     def __init__(self, policy: PreTrainedPolicy, spec: TrainSpec) -> None:
-        """Begins with a fresh policy."""
+        """Begins with a fresh policy.
+
+        Raises:
+            ConfigError: The device is not there.
+        """
         self._spec = spec
-        self.policy = policy.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.device = find_device(spec.device)
+        self.policy = policy.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.policy).eval()
         self._parameters = [p for p in self.policy.parameters() if p.requires_grad]
         self._averaged = [
@@ -46,8 +53,8 @@ class Training:
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(number, self._spec)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._spec.bf16):
-            loss, parts = self.policy(batch)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._spec.bf16):
+            loss, parts = self.policy(self._there(batch))
         value = loss.item()
         if not math.isfinite(value):
             raise JobError(
@@ -69,14 +76,14 @@ class Training:
         self._copy_buffers()
         total, count = 0.0, 0
         for rows, batch in batches:
-            total += rows * float(self.average(batch)[0])
+            total += rows * float(self.average(self._there(batch))[0])
             count += rows
         return total / count
 
     def finished(self) -> PreTrainedPolicy:
-        """The policy to keep."""
+        """The policy to keep, in main memory."""
         self._copy_buffers()
-        return self.average
+        return self.average.cpu()  # type: ignore[no-any-return]
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Everything needed to go on, by file."""
@@ -87,11 +94,14 @@ class Training:
             for name, p in zip(names, self._parameters, strict=True)
             for moment in MOMENTS
         }
+        random = {"torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
             "model": dict(self.policy.state_dict()),
             "average": dict(self.average.state_dict()),
             "optimizer": moments,
-            "random": {"torch": torch.get_rng_state()},
+            "random": random,
         }
 
     def restore(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -113,6 +123,14 @@ class Training:
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
         torch.set_rng_state(tensors["random"]["torch"])
+        if self.device.type == "cuda" and "cuda" in tensors["random"]:  # not if it began on a CPU
+            torch.cuda.set_rng_state(tensors["random"]["cuda"], self.device)
+
+    def _there(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch where the policy is."""
+        return {
+            key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in batch.items()
+        }
 
     @torch.no_grad()
     def _update_average(self, number: int) -> None:
@@ -123,6 +141,24 @@ class Training:
     def _copy_buffers(self) -> None:
         for kept, current in zip(self.average.buffers(), self.policy.buffers(), strict=True):
             kept.copy_(current)
+
+
+def find_device(wanted: str) -> torch.device:
+    """The device to train on.
+
+    Args:
+        wanted: ``auto``, ``cpu`` or ``cuda``; auto takes the GPU where torch finds one.
+
+    Raises:
+        ConfigError: A GPU is wanted and torch finds none.
+    """
+    found = torch.cuda.is_available()
+    if wanted == "cuda" and not found:
+        raise ConfigError(
+            f"device: cuda, but torch {torch.__version__} finds no GPU here; `sim2or doctor --for gpu` looks "
+            "for the driver and its container runtime, device: auto takes the CPU"
+        )
+    return torch.device("cuda" if found and wanted != "cpu" else "cpu")
 
 
 def learning_rate(number: int, spec: TrainSpec) -> float:
@@ -142,5 +178,5 @@ def parameter_count(policy: nn.Module) -> int:
 
 def _like(parameter: Tensor, saved: Tensor) -> Tensor:
     if saved.dim() == 0:
-        return saved.clone()
+        return saved.to(parameter.device, copy=True)
     return torch.empty_like(parameter).copy_(saved)

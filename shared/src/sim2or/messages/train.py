@@ -28,6 +28,7 @@ class TrainSpec(Spec):
         bf16: Compute in bfloat16 where torch's autocast does.
         ema: Decay of the averaged weights, ramped up; the average is what is saved. 0: no averaging.
         seed: Of the initial weights, the order of frames and everything random in training.
+        device: ``auto`` takes a GPU where there is one; a result says where it was made.
         threads: CPU threads, so that a run repeats bit by bit; 0: all cores, or one while others are busy.
         log_every_steps: A line in the log and a progress report.
         eval_every_steps: A held-out loss on the validation split.
@@ -51,6 +52,7 @@ class TrainSpec(Spec):
     bf16: bool = True
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.995
     seed: NonNegativeInt = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: NonNegativeInt = 0
     log_every_steps: PositiveInt = 20
     eval_every_steps: PositiveInt = 500
