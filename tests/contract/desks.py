@@ -34,6 +34,9 @@ for _, counts in ipairs(redis.call('KEYS', 'jobs:*:counts')) do
   for _, id in ipairs(redis.call('ZRANGE', delayed, 0, -1)) do
     redis.call('ZINCRBY', delayed, -shift_ms, id)
   end
+  for _, lease_ms in ipairs(redis.call('HKEYS', stage .. ':quiet')) do
+    redis.call('HINCRBYFLOAT', stage .. ':quiet', lease_ms, -shift_ms)
+  end
 end
 """
 """Makes every lease and every delay older, as waiting would."""

@@ -284,6 +284,25 @@ def test_a_released_job_is_taken_at_once_and_first(desk: Desk) -> None:
     assert jobs.get(claim.job_id).strikes == 0
 
 
+def test_a_released_job_is_found_by_who_looked_in_vain_before(desk: Desk) -> None:
+    """A worker that just learned that no lease can end soon still gets at once what is handed back."""
+    jobs = desk.jobs(lease_s=60)
+    jobs.submit(job("k"))
+    claim = taken(jobs, "w1")
+    assert jobs.claim("train", "w2", block_s=0) is None
+    jobs.release(claim)
+    assert taken(jobs, "w2", block_s=0).attempt == 2
+
+
+def test_leases_of_several_lengths_end_each_in_its_time(desk: Desk) -> None:
+    """Who grants long leases learns nothing that keeps another from finding a short one ended."""
+    patient, hasty = desk.jobs(lease_s=60), desk.jobs(lease_s=0.2)
+    patient.submit(job("k"))
+    taken(hasty, "w1")
+    assert patient.claim("train", "w2", block_s=0) is None
+    assert taken(hasty, "w3").attempt == 2
+
+
 def test_a_cancelled_job_never_runs(desk: Desk) -> None:
     """A queued or delayed job that is cancelled is not started, also when it is released or due."""
     jobs = desk.jobs(retry_delays_s={"transient": 0.02})

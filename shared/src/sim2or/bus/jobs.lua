@@ -6,6 +6,7 @@
 --   jobs:<stage>:outstanding   set of jobs that are queued, delayed or running
 --   jobs:<stage>:wake          list of tokens that wake waiting workers
 --   jobs:<stage>:counts        hash: how often each kind of event happened
+--   jobs:<stage>:quiet         hash: length of a lease [ms] to the time [ms] before which none of them can end
 --   jobs:all, jobs:dead        sorted sets: job id by time [ms]
 --   bus:epoch                  random name of this bus: a Redis that came back empty has another
 --   events                     stream of what happened; nothing trims it but op.prune
@@ -18,6 +19,7 @@ local PRIORITIES = {'high', 'normal', 'low'}
 local RELEASED_IDLE_MS = 86400000
 local MAX_DELAY_MS = 60000
 local MAX_TOKENS = 64
+local MAX_PENDING = 10000
 local FIELDS = {'state', 'stage', 'priority', 'run_id', 'traceparent', 'owner', 'attempts', 'strikes', 'stream', 'entry',
   'cancel', 'again'}
 local op = {}
@@ -180,7 +182,7 @@ local function start(stream, entry, id, worker, max_deliveries)
   return described(job)
 end
 
-local function expired(stream, worker, lease_ms, max_deliveries)
+local function expired(stream, worker, max_deliveries, lease_ms)
   local cursor = '0-0'
   repeat
     local page = redis.pcall('XAUTOCLAIM', stream, GROUP, worker, lease_ms, cursor, 'COUNT', 1, 'JUSTID')
@@ -228,37 +230,68 @@ function op.submit(id, job, stage, priority, run_id, traceparent, asked, again)
   return {'queued', 0}
 end
 
--- How long until a delayed job is due or a lease ends if it is not renewed [ms]; -1: nothing is to be expected.
-local function next_change_ms(stage, streams, lease_ms)
-  local due = redis.call('ZRANGE', 'jobs:' .. stage .. ':delayed', 0, 0, 'WITHSCORES')
-  local soonest = due[2] and math.max(0, due[2] - now_ms())
+-- How long no lease can end [ms], as the last look at all of them has shown: renewals only move their ends away, and
+-- who hands a job back strikes this out. nil: nobody has looked, or Redis's clock was set back since.
+local function quiet_ms(stage, lease_ms)
+  local until_ms = redis.call('HGET', 'jobs:' .. stage .. ':quiet', lease_ms)
+  local left = until_ms and until_ms - now_ms()
+  return left and left > 0 and left <= lease_ms and left or nil
+end
+
+local function expect_lease_end(stage)
+  local quiet = 'jobs:' .. stage .. ':quiet'
+  for index, lease_ms in ipairs(redis.call('HGETALL', quiet)) do
+    if index % 2 == 1 then redis.call('HDEL', quiet, lease_ms) end
+  end
+end
+
+-- Looks when the first of all leases ends if it is not renewed, so that not every claim has to; nil: there is none.
+local function look_ahead(stage, streams, lease_ms)
+  local soonest
   for _, stream in ipairs(streams) do
-    local pending = redis.pcall('XPENDING', stream, GROUP, '-', '+', 100)
+    local pending = redis.pcall('XPENDING', stream, GROUP, '-', '+', MAX_PENDING)
     for _, item in ipairs(pending.err and {} or pending) do
       local left = math.max(0, lease_ms - item[3])
       if not soonest or left < soonest then soonest = left end
     end
+    if not pending.err and #pending == MAX_PENDING then soonest = 0 end
   end
+  if soonest then redis.call('HSET', 'jobs:' .. stage .. ':quiet', lease_ms, now_ms() + soonest) end
+  return soonest
+end
+
+-- How long until a delayed job is due or a lease ends if it is not renewed [ms]; -1: nothing is to be expected.
+local function next_change_ms(stage, lease_end)
+  local due = redis.call('ZRANGE', 'jobs:' .. stage .. ':delayed', 0, 0, 'WITHSCORES')
+  local soonest = due[2] and math.max(0, due[2] - now_ms())
+  if lease_end and (not soonest or lease_end < soonest) then soonest = lease_end end
   return soonest or -1
 end
 
 -- Returns a job, or how long [ms] nothing is to be expected (-1: for ever). idle: the worker surely has none.
 function op.claim(stage, worker, lease_ms, max_deliveries, idle)
-  local limit, streams = tonumber(max_deliveries), {}
+  local limit, lease, streams = tonumber(max_deliveries), tonumber(lease_ms), {}
   despite_full_memory()
   promote(stage)
   for _, priority in ipairs(PRIORITIES) do
     local stream = 'jobs:' .. stage .. ':' .. priority
     if redis.call('EXISTS', stream) == 1 then streams[#streams + 1] = stream end
   end
-  for _, take in ipairs(idle and {expired, unread} or {already, expired, unread}) do
+  local function first(take)
     for _, stream in ipairs(streams) do
-      local job
-      if take == expired then job = expired(stream, worker, lease_ms, limit) else job = take(stream, worker, limit) end
+      local job = take(stream, worker, limit, lease)
       if job then return job end
     end
   end
-  return next_change_ms(stage, streams, tonumber(lease_ms))
+  local job = not idle and first(already)
+  if job then return job end
+  local lease_end = quiet_ms(stage, lease)
+  if not lease_end then
+    job = first(expired)
+    if job then return job end
+    lease_end = look_ahead(stage, streams, lease)
+  end
+  return first(unread) or next_change_ms(stage, lease_end)
 end
 
 function op.renew(id, worker, attempt, progress)
@@ -335,6 +368,7 @@ function op.release(id, worker, attempt)
   end
   event('job.released', job)
   redis.call('XCLAIM', job.stream, GROUP, 'released', 0, job.entry, 'IDLE', RELEASED_IDLE_MS, 'JUSTID')
+  expect_lease_end(job.stage)
   set(job, 'state', 'queued', 'owner', '')
   wake(job.stage)
   return 1
