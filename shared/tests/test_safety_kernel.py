@@ -15,6 +15,7 @@ from sim2or.errors import SafetyError
 from sim2or.safety.kernel import Decision, Reason, SafetyKernel
 from sim2or.safety.limits import SafetyLimits, limits_of
 from sim2or.safety.motion import stopping_speed
+from sim2or.safety.slew import SlewLimiter
 from sim2or.safety.stop import StopLatch, TorqueStage
 
 PERIOD_S = 1 / 30
@@ -398,3 +399,61 @@ def test_a_followed_target_never_leaves_the_workspace(sequence: list[np.ndarray]
         if not decision.hold:
             assert outside(decision.target_rad) <= max(0.0, outside(measured)) + 1e-6
         measured = decision.target_rad.astype(np.float64)
+
+
+def slew() -> SlewLimiter:
+    """At rest at home; step 0.12 rad, speed 3.5 rad/s (0.1167 rad a tick), 60 rad/s² (0.0667)."""
+    return SlewLimiter(so101_limits(), PERIOD_S, HOME.astype(np.float32))
+
+
+def followed(subject: SlewLimiter, offsets: list[float], ticks: list[int] | None = None) -> list[float]:
+    """Commands 0, 1, 2 … that turn the first joint so far from home; how far each was followed."""
+    at = ticks or range(len(offsets))
+    seen = []
+    for number, (offset, tick) in enumerate(zip(offsets, at, strict=True)):
+        wanted = HOME + np.eye(6)[0] * offset
+        target, limited = subject.follow(wanted.astype(np.float32), number, tick * PERIOD_NS)
+        seen.append(float(target[0] - HOME[0]))
+        assert limited == (abs(seen[-1] - offset) > 1e-4)
+    return seen
+
+
+def test_the_robot_follows_what_the_kernel_lets_through() -> None:
+    """Speeding up by 0.05 rad a tick, going on and slowing down pass as they came; so does one tick late."""
+    steady = [0.05, 0.15, 0.25, 0.30, 0.30]
+    assert followed(slew(), steady) == pytest.approx(steady, abs=1e-6)
+    late = [0.05, 0.15, 0.25, 0.35]
+    assert followed(slew(), late, [0, 1, 3, 4]) == pytest.approx(late, abs=1e-6)
+
+
+def test_the_same_command_again_is_one_target() -> None:
+    """A command that is executed twice, because the next is late, neither moves nor stops the arm."""
+    subject, wanted = slew(), (HOME + 0.05).astype(np.float32)
+    for tick in range(3):
+        target, limited = subject.follow(wanted, 7, tick * PERIOD_NS)
+        assert (target == wanted).all()
+        assert not limited
+
+
+def test_the_robot_does_not_jump_after_its_own_hold() -> None:
+    """The kernel went on while the robot held: it goes there from the held pose, from rest, and arrives."""
+    subject = slew()
+    followed(subject, [0.05, 0.15])
+    subject.hold(HOME.astype(np.float32))
+    steps = np.diff([0.0, *followed(subject, [0.3] * 12)])
+    assert steps[0] == pytest.approx(0.0667, abs=1e-4)
+    assert np.abs(steps).max() <= 3.5 / 30 + 1e-4
+    assert np.abs(np.diff(steps)).max() <= 60 / 900 + 1e-4
+    assert steps.sum() == pytest.approx(0.3, abs=1e-4)
+
+
+def test_two_commands_in_one_tick_are_no_double_step() -> None:
+    """At 3 rad/s the one that was overtaken leaves a gap of 0.2 rad: closed at 3.5 rad/s, not at once."""
+    seen = followed(slew(), [0.05, 0.15, 0.35, 0.45, 0.55, 0.65])
+    assert seen[2] == pytest.approx(0.15 + 3.5 / 30, abs=1e-4)
+    assert np.diff(seen).max() <= 3.5 / 30 + 1e-4
+
+
+def test_the_robot_stays_in_its_range() -> None:
+    """A target beyond the end of the range is followed to the end."""
+    assert max(followed(slew(), [5.0] * 40)) == pytest.approx(so101_limits().upper_rad[0] - HOME[0], abs=1e-4)

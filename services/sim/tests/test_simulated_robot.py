@@ -265,6 +265,41 @@ def test_the_judge_accepts_all_that_the_kernel_lets_through() -> None:
     assert 12 <= counts["holds_by_commander"] < 300
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_no_line_makes_the_arm_jump(arm: SimulatedRobot, seed: int) -> None:
+    """Commands that the kernel made come late, two at a time or never, and the robot holds in between:
+    whatever reaches it, what it executes breaks no limit, and it stays behind some of the commands.
+    """
+    random, kernel = (
+        np.random.default_rng(seed),
+        SafetyKernel(LIMITS, GRASP, 1 / 30, StopLatch(TorqueStage.FULL)),
+    )
+    on_the_way: list[tuple[int, JointCommand]] = []
+    for tick in range(400):
+        now_ns = tick * PERIOD_NS
+        pose = arm.world.sense(0, cameras=False).position_rad
+        if tick % 11 == 0:
+            wanted = HOME + random.uniform(-0.8, 0.8, HOME.shape) * 0.5
+        decision = kernel.filter(wanted, pose, now_ns, now_ns, measured_ns=now_ns)
+        late_ns = round(random.choice([0.5, 0.5, 1.7, 2.6, 12]) * PERIOD_NS)
+        if random.random() < 0.95 and tick % 60 < 45 and decision.target_rad is not None:
+            sent = command(
+                tick, captured_ns=now_ns, issued_ns=now_ns, target_rad=decision.target_rad, hold=decision.hold
+            )
+            on_the_way.append((now_ns + late_ns, sent))
+        for due_ns, sent in [one for one in on_the_way if one[0] <= now_ns]:
+            arm.hear(sent, due_ns)
+            on_the_way.remove((due_ns, sent))
+        if random.random() < 0.03:
+            now_ns += PERIOD_NS // 3
+        arm.act(now_ns)
+    counts = Judge(ROBOT, TASK).judge(arm.log.episode())["s"]
+    motion = ("outside_range", "steps_too_large", "too_fast", "too_sudden", "holds_away")
+    assert {name: counts[name] for name in motion} == dict.fromkeys(motion, 0)
+    assert counts["limited"] > 0
+    assert counts["holds_by_watchdog"] + counts.get("holds_by_expired", 0) > 0
+
+
 def test_a_step_across_a_reset_is_no_violation() -> None:
     """A simulator's reset moves the arm without a command."""
     begin = {"line": "episode", "session": "s", "seed": 1, "at_ns": 0}

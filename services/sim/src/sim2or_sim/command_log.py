@@ -76,8 +76,13 @@ class CommandLog:
         hold: str,
         target_rad: NDArray[np.float32],
         measured_rad: NDArray[np.float32],
+        limited: bool = False,
     ) -> None:
-        """Notes what one tick did; ``hold``: "", "commander", "watchdog" or "expired"."""
+        """Notes what one tick did.
+
+        ``hold`` says who holds: "", "commander", "watchdog" or "expired"; ``limited``: the robot itself
+        stayed behind the command.
+        """
         self._write(
             {
                 "line": "executed",
@@ -88,6 +93,7 @@ class CommandLog:
                 "hold": hold,
                 "target_rad": _numbers(target_rad),
                 "measured_rad": _numbers(measured_rad),
+                "limited": limited,
             }
         )
 
@@ -155,7 +161,7 @@ class Judge:
             Session to counts: ``executed``, ``stale_executed``, ``stale_received``, ``violations`` and its
             parts ``outside_range``, ``outside_workspace``, ``steps_too_large``, ``too_fast``, ``too_sudden``
             and ``holds_away``, then ``holds_by_commander``, ``holds_by_watchdog``, ``holds_by_expired``,
-            ``received`` and ``refused``.
+            ``limited``, ``received`` and ``refused``.
         """
         sessions: dict[str, Counter[str]] = {}
         episodes: list[list[Mapping[str, Any]]] = [[]]
@@ -189,6 +195,7 @@ class Judge:
             counts = sessions[str(line["session"])]
             counts["executed"] += 1
             counts["stale_executed"] += self._stale(line)
+            counts["limited"] += bool(line.get("limited"))
             if line["hold"]:
                 counts[f"holds_by_{line['hold']}"] += 1
                 broken, before = self._held(line, target, pose, before)

@@ -1,7 +1,8 @@
 """The simulated robot: a world that moves in ticks of real time, with a real robot's manners.
 
 It executes the newest command of its session, holds its *own measured* position when it hears none or a hold,
-never lets an old command or a command of an old observation move it, and writes down everything.
+never lets an old command or a command of an old observation move it, moves no faster than it may however the
+commands come, and writes down everything.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from sim2or.contracts.robot import load_robot
 from sim2or.contracts.scenario import Scenario
 from sim2or.contracts.task import TaskProfile
 from sim2or.errors import ConfigError
 from sim2or.messages.joint_command import JointCommand
 from sim2or.messages.robot_state import RobotState, Status
+from sim2or.safety.limits import limits_of
+from sim2or.safety.slew import SlewLimiter
 from sim2or.worlds.world import Sensed, World
 
 from sim2or_sim.command_log import CommandLog
@@ -51,6 +55,8 @@ class SimulatedRobot:
         self._heard: _Heard | None = None
         self._held: NDArray[np.float32] | None = None
         self._ended = False
+        self._limits, self._period_s = limits_of(load_robot(world.spec.robot), task), task.period_s
+        self._slew: SlewLimiter | None = None
 
     def reset(self, scenario: Scenario, session: str, now_ns: int) -> None:
         """Loads a scenario and begins an episode; commands of other sessions are refused from now on.
@@ -64,7 +70,7 @@ class SimulatedRobot:
             )
         self.world.reset([scenario])
         self._sessions.add(session)
-        self.session, self._heard, self._held, self._ended = session, None, None, False
+        self.session, self._heard, self._held, self._ended, self._slew = session, None, None, False, None
         self.log.begin(session, scenario.seed, now_ns)
 
     @property
@@ -111,7 +117,7 @@ class SimulatedRobot:
         sensed = self.world.sense(0, cameras=False)
         hold = self._why_hold(now_ns)
         self._held = self._hold_target(sensed) if hold else None
-        target = self._command_target() if self._held is None else self._held
+        target, limited = self._target(sensed, now_ns)
         command = self._heard.command if self._heard else None
         self.log.executed(
             session=self.session,
@@ -121,6 +127,7 @@ class SimulatedRobot:
             hold=hold,
             target_rad=target,
             measured_rad=sensed.position_rad,
+            limited=limited,
         )
         self.world.step(target[None])
         self._ended = self._ended or self.world.truth(0).done
@@ -154,9 +161,16 @@ class SimulatedRobot:
         """The position measured when the hold began, whoever holds; a commander's target is not followed."""
         return sensed.position_rad.copy() if self._held is None else self._held
 
-    def _command_target(self) -> NDArray[np.float32]:
+    def _target(self, sensed: Sensed, now_ns: int) -> tuple[NDArray[np.float32], bool]:
+        """The target of this tick, and whether it is the robot's own limit of what was commanded."""
+        if self._slew is None:
+            self._slew = SlewLimiter(self._limits, self._period_s, sensed.position_rad)
+        if self._held is not None:
+            self._slew.hold(self._held)
+            return self._held, False
         assert self._heard is not None  # without a command the watchdog holds
-        return self._heard.command.target_rad
+        command = self._heard.command
+        return self._slew.follow(command.target_rad, command.seq, now_ns)
 
     def _next_seq(self) -> int:
         self._seq += 1
