@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sim2or.cli.closing import closing_lines
+from sim2or.cli.closing import closing_lines, place_lines
 from sim2or.goals import at_least, at_most
 from sim2or.messages.job import Job, JobRecord, JobResult
 from sim2or.pipeline import Step
@@ -77,3 +77,13 @@ def test_a_run_without_a_report_says_its_verdict() -> None:
 def test_a_run_without_evidence_claims_nothing() -> None:
     """A run that stops before its verdict closes without a word about success."""
     assert closing_lines(Finished({}, None, 1.0)) == []
+
+
+def test_a_run_in_a_container_says_how_to_get_its_report(tmp_path: Path) -> None:
+    """A command to fetch files, where one is set, names the report's directory."""
+    page = tmp_path / "report" / "index.html"
+    finished = Finished({}, page, 1.0)
+    assert place_lines(finished, "") == [f"report: {page}"]
+    copied = f"copy it here: docker compose cp evaluator:{tmp_path}/report ."
+    assert place_lines(finished, "docker compose cp evaluator:{path} .") == [f"report: {page}", copied]
+    assert place_lines(Finished({}, None, 1.0), "cp {path} .") == []

@@ -57,7 +57,7 @@ def test_a_file_held_open_is_not_the_heirs(job: Path, tmp_path: Path) -> None:
 
 
 def test_what_was_put_into_the_store_is_not_written_to_again(job: Path, tmp_path: Path) -> None:
-    """An attempt that stored its output and was killed: the next may overwrite the file, the artifact stays."""
+    """An attempt stored its output and was killed: the next may overwrite the file, the artifact stays."""
     store = Store(tmp_path / "store")
     digest = store.put(job / "1-a" / "out", kind="thing").digest
     inherit(job / "2-b")
@@ -65,14 +65,14 @@ def test_what_was_put_into_the_store_is_not_written_to_again(job: Path, tmp_path
     assert (store.checkout(digest) / "x").read_text() == "one"
 
 
-def test_the_newest_of_several_is_inherited(job: Path) -> None:
-    """What a zombie made under its old name later than the heir's beginning is thrown away with the next attempt."""
+def test_the_latest_attempt_of_several_is_inherited(job: Path) -> None:
+    """What a zombie makes anew under its old name is thrown away, however late it does so."""
     inherit(job / "2-b")
     (job / "1-a").mkdir()
     (job / "1-a" / "junk").write_text("junk")
-    (job / "2-b" / "out" / "y").write_text("two")
-    inherit(job / "3-c")
-    assert [path.name for path in job.iterdir()] == ["3-c"]
+    inherit(job / "10-c")
+    assert files(job / "10-c") == {"out/x": "one", "checkpoint": "1"}
+    assert [path.name for path in job.iterdir()] == ["10-c"]
 
 
 def test_an_inheritance_that_broke_off_leaves_nothing_between_the_files(job: Path) -> None:

@@ -132,7 +132,7 @@ def test_a_frozen_worker_loses_its_job_and_cannot_take_it_back(yard: Yard, froze
 @pytest.mark.faults("F2")
 @pytest.mark.parametrize("open_file", [False, True], ids=["by name", "by open file"])
 def test_the_last_write_of_a_zombie_reaches_no_artifact(yard: Yard, open_file: bool) -> None:
-    """Its agent frozen, itself in C, a worker outlives its lease and writes once more: the heir's result is whole."""
+    """A worker in C outlives its lease and then writes once more: the heir's result is whole."""
     first = yard.agent()
     job_id = yard.submit(steps=2, fault="spoil", hold_s=int(4 * LEASE_S), open_file=open_file)
     zombie = yard.stepped(job_id)["pid"]

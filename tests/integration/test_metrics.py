@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from sim2or.artifacts.mirror import MirrorCounts
 from sim2or.bus.jobs import Jobs, QueueFigures
 from sim2or.bus.pubsub import PublisherCounts, SubscriberCounts
 from sim2or.bus.receiver import ReceiverCounts
@@ -82,6 +83,7 @@ CATALOGUE = [
     Counted(SubscriberCounts, "who listens: bridge", SOCKET),
     Counted(UploaderCounts, "who uploads: agents with SIM2OR_UPLOAD_ENDPOINT"),
     Counted(ReceiverCounts, "dataset receive"),
+    Counted(MirrorCounts, "agents and policy with SIM2OR_MIRROR"),
     Counted(InferenceCounts, "policy"),
     Counted(RobotCounts, "robot"),
     Counted(ControlCounts, "bridge"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+from sim2or.artifacts.mirrored import open_store
 from sim2or.artifacts.store import Store
 from sim2or.messages.action_chunk import ActionChunk
 from sim2or.messages.policy_request import PolicyError, PolicyRequest
@@ -54,6 +56,20 @@ def test_mismatch_is_refused_by_name(
     (answer,) = inference.answer([ask(**change)])
     assert isinstance(answer, PolicyError)
     assert (answer.code, said in answer.detail) == ("refused", True), answer.detail
+
+
+def test_a_mirror_that_is_away_is_no_refusal(
+    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a model cannot be fetched its askers hear "busy", and ask again."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    store = open_store(tmp_path / "here", "s3://bucket/x", patience_s=1.0)
+    (answer,) = Inference(Shelf(store, openers("onnxruntime"), size=1)).answer([ask()])
+    assert isinstance(answer, PolicyError)
+    assert answer.code == "busy"
+    assert "no connection" in answer.detail
 
 
 def test_action_that_is_not_finite_is_a_failure(

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sim2or.artifacts.mirror import Mirror
+from sim2or.artifacts.mirrored import open_store
 from sim2or.artifacts.store import Store
 from sim2or.errors import ConfigError, JobError
-from sim2or.model_card import TensorSpec
+from sim2or.model_card import ModelCard, TensorSpec
 from sim2or_policy.shelf import Shelf, openers
 
 Write = Callable[..., Path]
@@ -48,6 +50,17 @@ def test_damaged_model_is_refused(shelf: Shelf, store: Store, artifact: str) -> 
     stored.write_bytes(stored.read_bytes()[:-1] + b"x")
     with pytest.raises(JobError, match="stored bytes have digest"):
         shelf.get(artifact)
+
+
+def test_a_model_of_another_host_is_fetched(store: Store, artifact: str, tmp_path: Path) -> None:
+    """What is only in the mirror is served from there, checked as if it had been made here."""
+    (tmp_path / "share").mkdir()
+    mirror = (tmp_path / "share").as_uri()
+    Mirror(mirror).push(store, artifact)
+    shelf = Shelf(open_store(tmp_path / "here", mirror), openers("onnxruntime"), size=1)
+    assert shelf.get(artifact).card == ModelCard.read(store.checkout(artifact))
+    with pytest.raises(ConfigError, match="no artifact"):
+        shelf.get("sha256:" + "0" * 64)
 
 
 def test_other_kinds_are_refused(shelf: Shelf, store: Store, write_model: Write, tmp_path: Path) -> None:

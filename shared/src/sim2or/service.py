@@ -19,11 +19,12 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sim2or import log, tracing
+from sim2or.artifacts.mirrored import check_mirror
 from sim2or.artifacts.store import Store
 from sim2or.bus.jobs import Claim, Jobs, Lease
 from sim2or.bus.queue import JobQueue
@@ -171,6 +172,7 @@ class Agent:
         self._code = ""
         self._worker: WorkerProcess | None = None
         self._warm_at_s = 0.0
+        self._busy_s = time.monotonic()
         self.workers = WorkerCounts()
         self.attempts = {stage: AttemptCounts() for stage in self._stages}
         self._figures: list[dict[str, Any]] = []
@@ -184,16 +186,27 @@ class Agent:
         """Asks the agent to hand back its job and end."""
         self._stopping.set()
 
-    def run(self) -> None:
-        """Takes and runs jobs until ``stop``."""
+    @property
+    def idle_s(self) -> float:
+        """How long it has found no job [s]."""
+        return time.monotonic() - self._busy_s
+
+    def run(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Takes and runs jobs until ``stop``, or until there is reason to end between two jobs.
+
+        Args:
+            until: Asked after every look for a job.
+        """
         self._log.info("serving", stages=sorted(self._stages))
+        self._busy_s = time.monotonic()
         try:
-            while not self._stopping.is_set():
+            while not self._stopping.is_set() and not until():
                 PULSE.beat()
                 self._warm()
                 claim = self._claim()
                 if claim:
                     self._run(claim)
+                    self._busy_s = time.monotonic()
         finally:
             self._drop_worker()
             self._log.info("stopped")
@@ -443,11 +456,21 @@ def stalled(limit_s: float) -> dict[str, str]:
     return {"kind": "crashed", "message": message}
 
 
-def serve(service: str, *, settings: Settings | None = None, table: Table | None = None) -> None:
-    """Runs a service's agent until SIGTERM, SIGINT or the death of its supervisor."""
+def serve(
+    service: str, *, settings: Settings | None = None, table: Table | None = None, idle_s: float = 0.0
+) -> None:
+    """Runs a service's agent until SIGTERM, SIGINT or the death of its supervisor.
+
+    Args:
+        service: The service's name in the table.
+        settings: Read from the environment when None.
+        table: Stages and services; all that are installed when None.
+        idle_s: It also ends when it found no job for so long [s]; 0: it waits for ever.
+    """
     die_with_parent(signal.SIGTERM)
     settings = settings or load_settings()
     log.configure(service)
+    check_mirror(settings.mirror)
     jobs = Jobs(connect(settings.redis_url), lease_s=settings.lease_s)
     agent = Agent(service, settings=settings, jobs=jobs, table=table or load_table(settings.plugins))
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -458,7 +481,7 @@ def serve(service: str, *, settings: Settings | None = None, table: Table | None
     sources = {"worker": agent.worker_readings, "bus": queue_source(jobs, agent.attempts)}
     expose(settings, service, sources)
     try:
-        agent.run()
+        agent.run(until=lambda: 0 < idle_s <= agent.idle_s)
     finally:
         tracing.flush()
 

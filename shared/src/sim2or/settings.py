@@ -26,6 +26,7 @@ class Settings(BaseSettings):
         policy_endpoint: ZeroMQ endpoint of the policy server.
         robot_endpoint: ZeroMQ endpoint of the robot process.
         upload_endpoint: Where workers send artifacts before they report them; empty: the store is shared.
+        mirror: Where hosts without a disk in common share artifacts: ``s3://BUCKET/PREFIX``; empty: nowhere.
         lease_s: How long a job stays with a worker that is not heard of [s].
         grace_s: How long a child may take to unwind after SIGTERM [s].
         stall_s: A job that tells no progress for so long hangs: it is ended and tried again [s]; 0: never. It
@@ -34,6 +35,7 @@ class Settings(BaseSettings):
         plugins: Comma-separated Python modules that offer further ``STAGES`` and ``SERVICES``.
         metrics_port: Where this process shows its metrics over HTTP; 0: nowhere.
         metrics_host: The address it listens on; plain text, so loopback unless the network is private.
+        fetch: How a person gets a run's files from here, ``{path}`` stands for it; empty: they are here.
     """
 
     model_config = SettingsConfigDict(env_prefix="SIM2OR_", frozen=True, extra="ignore")
@@ -44,6 +46,7 @@ class Settings(BaseSettings):
     policy_endpoint: str = ""
     robot_endpoint: str = ""
     upload_endpoint: str = ""
+    mirror: str = ""
     lease_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
     grace_s: Annotated[float, Field(gt=0, le=600)] = 3.0
     stall_s: Annotated[float, Field(ge=0, le=86400)] = 0.0
@@ -51,6 +54,7 @@ class Settings(BaseSettings):
     plugins: str = ""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     metrics_host: str = "127.0.0.1"
+    fetch: str = ""
 
     @property
     def store_root(self) -> Path:

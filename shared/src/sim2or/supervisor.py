@@ -26,6 +26,7 @@ from typing import IO, Literal
 from pydantic import Field, ValidationError
 
 from sim2or import log
+from sim2or.artifacts.mirrored import ASK_PATIENCE_S, open_store
 from sim2or.artifacts.store import Store, write_json
 from sim2or.bus.events import Events
 from sim2or.bus.jobs import Jobs
@@ -208,6 +209,9 @@ class Supervisor:
         assert self._sockets is not None
         self._redis = start_redis(self.run_dir / "redis", socket=self._sockets / "redis.sock")
 
+    def _open_store(self) -> Store:
+        return open_store(self.settings.store_root, self.settings.mirror, patience_s=ASK_PATIENCE_S)
+
     def _recover(self) -> None:
         """Brings this run's jobs back to a bus that lost them."""
         with contextlib.closing(connect(self._redis_url)) as redis:
@@ -215,7 +219,7 @@ class Supervisor:
                 Jobs(redis),
                 Journal(self.run_dir / NAME),
                 Events(redis),
-                holds=Store(self.settings.store_root).holds,
+                holds=self._open_store().holds,
                 resubmit=not self.anew or self._ready,
                 run_id=self.run_dir.name,
             )

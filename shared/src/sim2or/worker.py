@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,6 +34,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from sim2or import tracing
+from sim2or.artifacts.mirrored import MirroredStore, open_store
 from sim2or.artifacts.store import Store
 from sim2or.clock import utc_now
 from sim2or.counts import LIVE
@@ -201,17 +202,22 @@ def run_assignment(
     Returns:
         ``{"outputs": {role: digest}, "summary": {...}}``.
     """
-    store = Store(assignment.store)
     started_at, started_s = utc_now(), time.monotonic()
     context = StageContext(
         work=assignment.work,
-        inputs={role: [store.checkout(d) for d in digests] for role, digests in assignment.inputs.items()},
+        inputs={},
         digests=assignment.inputs,
         report=report,
         cancelled=cancelled,
         shard=assignment.shard,
         shards=assignment.shards,
     )
+    store = open_store(
+        assignment.store,
+        load_settings().mirror,
+        progress=lambda done, total: context.progress(done, total, "bytes moved"),
+    )
+    context.inputs = {role: [store.checkout(d) for d in ds] for role, ds in assignment.inputs.items()}
     if cancelled():
         raise Cancelled
     inherit(assignment.work)
@@ -249,14 +255,18 @@ def run_assignment(
     return {"outputs": outputs, "summary": dict(result.summary)}
 
 
-def send_away(store: Store, digests: Iterable[str], service: str, context: StageContext) -> None:
-    """Sends artifacts to the store that keeps them, where ``SIM2OR_UPLOAD_ENDPOINT`` names one.
+def send_away(store: Store, digests: Collection[str], service: str, context: StageContext) -> None:
+    """Sends artifacts to the mirror, and to the store that keeps them, where there are such.
 
-    Inputs are not fetched from there: they must be in this worker's store.
+    ``SIM2OR_MIRROR`` names a mirror, from which inputs are fetched too; ``SIM2OR_UPLOAD_ENDPOINT`` the
+    receiver of a store, which only takes.
 
     Raises:
-        TransientError: The receiver is silent, busy or full for too long.
+        TransientError: The mirror or the receiver is silent, busy or full for too long.
     """
+    if isinstance(store, MirroredStore):
+        for digest in digests:
+            store.push(digest)
     settings = load_settings()
     if not settings.upload_endpoint:
         return

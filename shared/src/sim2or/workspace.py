@@ -24,14 +24,14 @@ def inherit(workspace: Path) -> None:
     not there. Then every file is replaced by a copy, so that what it still holds open is in nobody's way.
 
     Args:
-        workspace: The directory to make, in the job's directory.
+        workspace: The directory to make, in the job's directory; its name begins with the attempt's number.
 
     Raises:
         OSError: No space for the copies; the next attempt inherits what is there.
     """
     job = workspace.parent
     job.mkdir(parents=True, exist_ok=True)
-    attempts = sorted((path for path in job.iterdir() if path.name != COPIES), key=_changed_ns)
+    attempts = sorted((path for path in job.iterdir() if path.name != COPIES), key=_order)
     if attempts:
         with contextlib.suppress(FileNotFoundError):
             attempts.pop().rename(workspace)
@@ -56,8 +56,9 @@ def _replace_files(directory: Path, copies: Path) -> None:
     copies.rmdir()
 
 
-def _changed_ns(path: Path) -> int:
-    try:
-        return path.stat().st_ctime_ns
-    except FileNotFoundError:
-        return 0
+def _order(workspace: Path) -> tuple[int, int]:
+    """By attempt; where a bus that lost everything counts anew, by the time of the take-over."""
+    number = workspace.name.partition("-")[0]
+    with contextlib.suppress(FileNotFoundError):
+        return int(number) if number.isdecimal() else 0, workspace.stat().st_ctime_ns
+    return 0, 0

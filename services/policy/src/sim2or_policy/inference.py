@@ -11,7 +11,7 @@ from itertools import batched
 import numpy as np
 from numpy.typing import NDArray
 from sim2or.counts import LATENCY_BOUNDS_S, LIVE, Distribution
-from sim2or.errors import MessageError, Sim2OrError
+from sim2or.errors import MessageError, Sim2OrError, TransientError
 from sim2or.log import get_logger
 from sim2or.messages.action_chunk import ActionChunk
 from sim2or.messages.observation import Observation
@@ -69,6 +69,9 @@ class Inference:
     def _answer_model(self, artifact: str, observations: list[Observation]) -> list[Answer]:
         try:
             backend = self._shelf.get(artifact)
+        except TransientError as error:
+            get_logger().warning("model not there yet", artifact=artifact, reason=str(error))
+            return [PolicyError(code="busy", detail=str(error)[:4000]) for _ in observations]
         except Sim2OrError as error:
             return [PolicyError(code="refused", detail=str(error)[:4000]) for _ in observations]
         answers = [_refusal(observation, backend) for observation in observations]

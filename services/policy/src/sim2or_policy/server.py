@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 
-from sim2or.artifacts.store import Store
+from sim2or.artifacts.mirrored import check_mirror, open_store
 from sim2or.bus.keys import load_keyring
 from sim2or.bus.rpc import PolicyServerLoop
 from sim2or.counts import PULSE
@@ -24,6 +24,8 @@ from sim2or_policy.shelf import Shelf, openers
 
 STEP_S = 0.1
 REPORT_PERIOD_S = 1.0
+FETCH_PATIENCE_S = 15.0
+"""How long a mirror may be silent while nobody is answered [s]."""
 
 
 def serve(settings: Settings) -> None:
@@ -46,12 +48,20 @@ def serve_until(stopped: Callable[[], bool], settings: PolicySettings) -> None:
         settings: Endpoint, store, backend and injected delay.
 
     Raises:
-        ConfigError: No endpoint, or one that cannot be bound; a backend that is not available here.
+        ConfigError: No endpoint, or one that cannot be bound; a backend that is not available here; a mirror
+            that does not let us in.
     """
     if not settings.policy_endpoint:
         raise ConfigError("SIM2OR_POLICY_ENDPOINT is empty; give an endpoint such as ipc:///tmp/s2o/policy")
     keys = load_keyring(settings.keys, "policy")
-    shelf = Shelf(Store(settings.store_root), openers(settings.policy_backend), size=settings.policy_models)
+    check_mirror(settings.mirror)
+    store = open_store(
+        settings.store_root,
+        settings.mirror,
+        progress=lambda done, total: PULSE.beat(),
+        patience_s=FETCH_PATIENCE_S,
+    )
+    shelf = Shelf(store, openers(settings.policy_backend), size=settings.policy_models)
     inference = Inference(shelf)
     with delayed(settings.policy_endpoint, delay_ms=settings.policy_delay_ms, keys=keys) as endpoint:
         loop = PolicyServerLoop(endpoint, inference.answer, keys=keys)

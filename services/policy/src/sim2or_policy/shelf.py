@@ -43,6 +43,7 @@ class Shelf:
         Raises:
             ConfigError: No such artifact, or none that can be served here.
             JobError: Its files are damaged.
+            TransientError: It is in the mirror, which does not answer.
         """
         if digest not in self._loaded:
             self._loaded[digest] = self._load(digest)

@@ -43,9 +43,11 @@ def run(spec: TrainSpec, context: Context) -> StageResult:
         context: ``inputs["dataset"]`` is one LeRobot dataset with our card.
 
     Raises:
-        ConfigError: The dataset, the policy, the robot and the task do not fit one another.
+        ConfigError: The dataset, the policy, the robot and the task do not fit one another, or this is one
+            of several processes.
         JobError: The loss is not finite, or the dataset is damaged.
     """
+    _alone()
     root = _dataset(context)
     robot, task = load_robot(spec.robot), load_task(spec.task)
     card = check_dataset(root, robot, task)
@@ -155,6 +157,16 @@ class Session:
         spec = self.spec.model_dump(mode="json", exclude={"wall_limit_s", "threads"})
         asked = [spec, list(self.context.digests.get("dataset", ())), len(self.train_rows)]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def _alone() -> None:
+    """Refuses to be one of several processes: each would train the whole model and write the same files."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size != "1":
+        raise ConfigError(
+            f"WORLD_SIZE={size}: training is not divided among processes yet; valid: 1 (torchrun --nnodes=1 "
+            "--nproc-per-node=1). Several seeds train side by side as several jobs"
+        )
 
 
 def _dataset(context: Context) -> Path:

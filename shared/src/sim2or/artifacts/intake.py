@@ -15,8 +15,8 @@ import shutil
 import time
 from pathlib import Path
 
-from sim2or.artifacts.manifest import FileEntry, Manifest
-from sim2or.artifacts.store import Store, sync, write_json
+from sim2or.artifacts.manifest import FileEntry
+from sim2or.artifacts.store import Store
 from sim2or.errors import ConfigError, JobError
 from sim2or.messages.array import Buffer
 
@@ -30,18 +30,18 @@ class PartFile:
     """A file of which the first ``written_bytes`` are here.
 
     Args:
-        path: Where it grows.
-        target: Its name in the store.
+        path: Where it grows, on the store's file system.
+        store: Where it gets its name.
         entry: Digest and size that it must have.
 
     Attributes:
         resumed: Whether an earlier writer began it.
     """
 
-    def __init__(self, path: Path, target: Path, entry: FileEntry) -> None:
+    def __init__(self, path: Path, store: Store, entry: FileEntry) -> None:
         self.entry = entry
         self._path = path
-        self._target = target
+        self._store = store
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self.written_bytes = os.fstat(self._file).st_size
         self.resumed = self.written_bytes > 0
@@ -91,11 +91,7 @@ class PartFile:
                 f"{self.entry.path}: the {self.written_bytes} bytes that came have digest {digest}, "
                 f"expected {self.entry.digest}; removed"
             )
-        if not self._target.parent.exists():
-            self._target.parent.mkdir(parents=True, exist_ok=True)
-            sync(self._target.parent.parent)
-        self._path.rename(self._target)
-        sync(self._target.parent)
+        self._store.adopt(self._path, self.entry)
 
     def _flush(self) -> None:
         """Flushes; what a disk failed to take may be lost although it can still be read, so it goes."""
@@ -144,23 +140,15 @@ class StoreIntake(Store):
 
     def lacking(self, entry: FileEntry) -> int | None:
         """How many bytes of a file are still to come; None when it is here."""
-        with contextlib.suppress(FileNotFoundError):
-            if self._object_path(entry.digest).stat().st_size == entry.size_bytes:
-                return None
+        if self.has(entry):
+            return None
         with contextlib.suppress(FileNotFoundError):
             return max(0, entry.size_bytes - self._part_path(entry).stat().st_size)
         return entry.size_bytes
 
     def open_part(self, entry: FileEntry) -> PartFile:
         """Begins a file, or goes on with what an earlier writer left."""
-        return PartFile(self._part_path(entry), self._object_path(entry.digest), entry)
-
-    def keep(self, manifest: Manifest) -> None:
-        """Makes an artifact visible, all of whose files are here."""
-        target = self._manifest_path(manifest.digest)
-        if not target.exists():
-            write_json(target, manifest.model_dump(mode="json"))
-            sync(target.parent.parent)
+        return PartFile(self._part_path(entry), self, entry)
 
     def free_bytes(self) -> int:
         """How much the disk still takes."""

@@ -31,6 +31,12 @@ from sim2or.errors import ConfigError, JobError
 PLACE_ATTEMPTS = 3
 """How often a checkout is put in place of a damaged one."""
 
+_ELSEWHERE = (
+    "`sim2or store ls` lists what is there; what another host made is found where SIM2OR_MIRROR names the "
+    "mirror that both use"
+)
+_DIGITS = frozenset("0123456789abcdef")
+
 Stamps = dict[str, list[int]]
 """Object digest to inode, time of the last change [ns] and size [bytes] of its file."""
 
@@ -77,9 +83,9 @@ class Store:
         """
         for role, digests in (parents or {}).items():
             for digest in digests:
-                if not self._manifest_path(digest).exists():
+                if not self.manifest_path(digest).exists():
                     raise JobError(f"parent {role}={digest} is not in the store {self.root}; store it first")
-        with self._scratch() as scratch:
+        with self.scratch() as scratch:
             files = tuple(self._take(file, name, scratch) for file, name in _files(path))
             manifest = Manifest(
                 kind=kind,
@@ -89,9 +95,7 @@ class Store:
                 key=key,
                 producer=dict(producer or {}),
             )
-            target = self._manifest_path(manifest.digest)
-            if not target.exists():
-                _write(target, manifest.model_dump_json(indent=1).encode(), scratch)
+        self.keep(manifest)
         return manifest
 
     def manifest(self, digest: str) -> Manifest:
@@ -101,9 +105,20 @@ class Store:
             ConfigError: No such artifact.
             JobError: The manifest on disk was altered.
         """
-        path = self._manifest_path(digest)
+        manifest = self.kept(digest)
+        if manifest is None:
+            raise ConfigError(f"no artifact {digest} in {self.root}; {_ELSEWHERE}")
+        return manifest
+
+    def kept(self, digest: str) -> Manifest | None:
+        """The manifest that lies in this directory, checked; None when there is none.
+
+        Raises:
+            JobError: It was altered.
+        """
+        path = self.manifest_path(digest)
         if not path.exists():
-            raise ConfigError(f"no artifact {digest} in {self.root}; `sim2or lineage` lists what is there")
+            return None
         try:
             manifest = Manifest.model_validate_json(path.read_bytes())
         except ValidationError as error:
@@ -126,14 +141,14 @@ class Store:
         seal = self.root / "verified" / f"{target.name}.json"
         if self._whole(target, manifest) and _read_stamps(seal) == self._stamps(manifest):
             return target
-        with self._scratch() as scratch:
+        with self.scratch() as scratch:
             staging = scratch / target.name
             stamps: Stamps = {}
             for entry in manifest.files:
                 stamps |= self._verify(entry)
                 link = staging / entry.path
                 link.parent.mkdir(parents=True, exist_ok=True)
-                os.link(self._object_path(entry.digest), link)
+                os.link(self.object_path(entry.digest), link)
             self._place(staging, target, manifest)
             _write(seal, json.dumps(stamps).encode(), scratch)
         return target
@@ -141,10 +156,38 @@ class Store:
     def holds(self, digest: str) -> bool:
         """Whether the artifact and every one of its files are here; their bytes are not read."""
         try:
-            manifest = self.manifest(digest)
+            manifest = self.kept(digest)
         except (ConfigError, JobError):
             return False
-        return all(_same_size(self._object_path(entry.digest), entry) for entry in manifest.files)
+        return manifest is not None and all(map(self.has, manifest.files))
+
+    def has(self, entry: FileEntry) -> bool:
+        """Whether a file of an artifact is here, with its size; its bytes are not read."""
+        return _same_size(self.object_path(entry.digest), entry)
+
+    def keep(self, manifest: Manifest) -> None:
+        """Makes an artifact known by its manifest; its files are put first, so that it is complete."""
+        target = self.manifest_path(manifest.digest)
+        if not target.exists():
+            with self.scratch() as scratch:
+                _write(target, manifest.model_dump_json(indent=1).encode(), scratch)
+            sync(target.parent.parent)
+
+    def adopt(self, file: Path, entry: FileEntry) -> None:
+        """Gives a durable, verified file on this file system its name in the store.
+
+        Where another writer was first, its file stays: somebody may have it in a checkout.
+        """
+        target = self.object_path(entry.digest)
+        if not target.parent.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            sync(target.parent.parent)
+        try:
+            os.link(file, target)
+            file.unlink()
+        except FileExistsError:
+            file.unlink() if self.has(entry) else file.rename(target)
+        sync(target.parent)
 
     def find(self, prefix: str) -> str:
         """Completes an abbreviated digest.
@@ -153,16 +196,19 @@ class Store:
             ConfigError: None or several artifacts start with it.
         """
         wanted = prefix.removeprefix("sha256:")
-        found = [digest for digest in self.digests() if digest.removeprefix("sha256:").startswith(wanted)]
+        found = list(self.digests(wanted)) if not set(wanted) - _DIGITS else []
         if len(found) == 1 and wanted:
             return found[0]
-        shown = ", ".join(digest[:19] for digest in found[:5]) or "none"
+        if not found:
+            raise ConfigError(f"no artifact starts with {prefix!r} in {self.root}; {_ELSEWHERE}")
+        shown = ", ".join(digest[:19] for digest in found[:5])
         raise ConfigError(f"{len(found)} artifacts start with {prefix!r} ({shown}); give more digits")
 
-    def digests(self) -> Iterator[str]:
-        """Every artifact's digest, sorted."""
-        for path in sorted((self.root / "manifests").glob("??/*.json")):
-            yield f"sha256:{path.parent.name}{path.stem}"
+    def digests(self, prefix: str = "") -> Iterator[str]:
+        """Every artifact's digest that starts with some digits, sorted."""
+        for path in sorted((self.root / "manifests").glob(f"{prefix[:2]:?<2}/*.json")):
+            if (path.parent.name + path.stem).startswith(prefix):
+                yield f"sha256:{path.parent.name}{path.stem}"
 
     def sweep(self) -> int:
         """Removes what writers left unfinished when they were killed; those at work keep theirs.
@@ -180,7 +226,7 @@ class Store:
         return swept
 
     @contextlib.contextmanager
-    def _scratch(self) -> Iterator[Path]:
+    def scratch(self) -> Iterator[Path]:
         """A directory on the store's file system; what is left in it is removed, by us or by ``sweep``."""
         while True:
             path = self.root / "partial" / uuid.uuid4().hex
@@ -198,9 +244,8 @@ class Store:
 
     def _take(self, file: Path, name: str, scratch: Path) -> FileEntry:
         digest, size = _hash(file)
-        target = self._object_path(digest)
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
+        entry = FileEntry(path=name, digest=digest, size_bytes=size)
+        if not self.has(entry):
             temporary = scratch / uuid.uuid4().hex
             try:
                 os.link(file, temporary)
@@ -208,14 +253,13 @@ class Store:
                 shutil.copyfile(file, temporary)
             temporary.chmod(0o444)
             sync(temporary)
-            temporary.rename(target)
-            sync(target.parent)
-        return FileEntry(path=name, digest=digest, size_bytes=size)
+            self.adopt(temporary, entry)
+        return entry
 
     def _whole(self, target: Path, manifest: Manifest) -> bool:
         """Whether a checkout has every file, each a link to the object in the store."""
         return target.is_dir() and all(
-            _same_file(target / entry.path, self._object_path(entry.digest))
+            _same_file(target / entry.path, self.object_path(entry.digest))
             and _same_size(target / entry.path, entry)
             for entry in manifest.files
         )
@@ -236,10 +280,10 @@ class Store:
         )
 
     def _stamps(self, manifest: Manifest) -> Stamps:
-        return {entry.digest: _stamp(self._object_path(entry.digest)) for entry in manifest.files}
+        return {entry.digest: _stamp(self.object_path(entry.digest)) for entry in manifest.files}
 
     def _verify(self, entry: FileEntry) -> Stamps:
-        path = self._object_path(entry.digest)
+        path = self.object_path(entry.digest)
         if not path.exists():
             raise JobError(
                 f"{entry.path}: object {entry.digest} is missing from {self.root}; rerun its stage"
@@ -256,18 +300,31 @@ class Store:
             )
         return {entry.digest: stamp}
 
-    def _object_path(self, digest: str) -> Path:
-        return self.root / "objects" / _split(digest)
+    def object_path(self, digest: str) -> Path:
+        """Where a file's bytes are."""
+        return self.root / object_name(digest)
 
-    def _manifest_path(self, digest: str) -> Path:
-        return self.root / "manifests" / f"{_split(digest)}.json"
+    def manifest_path(self, digest: str) -> Path:
+        """Where an artifact's manifest is."""
+        return self.root / manifest_name(digest)
 
 
-def _split(digest: str) -> Path:
+def object_name(digest: str) -> str:
+    """The name of a file in a store and in its mirror: ``objects/ab/cdef…``."""
+    return f"objects/{_split(digest)}"
+
+
+def manifest_name(digest: str) -> str:
+    """The name of an artifact in a store and in its mirror: ``manifests/ab/cdef….json``."""
+    return f"manifests/{_split(digest)}.json"
+
+
+def _split(digest: str) -> str:
+    """``ab/cdef…``; refuses what is no digest, so that no name leaves its directory."""
     hexa = digest.removeprefix("sha256:")
-    if len(hexa) != 64 or not all(c in "0123456789abcdef" for c in hexa):
+    if len(hexa) != 64 or set(hexa) - _DIGITS:
         raise ConfigError(f"{digest!r} is not a digest; expected 'sha256:' and 64 hex digits")
-    return Path(hexa[:2]) / hexa[2:]
+    return f"{hexa[:2]}/{hexa[2:]}"
 
 
 def _files(path: Path) -> Iterator[tuple[Path, str]]:

@@ -129,7 +129,7 @@ class Push:
     def check_files(self) -> None:
         """Reads every file again; raises ``JobError`` when one does not have its digest."""
         for entry in self.entries.values():
-            with self._path(entry).open("rb") as file:
+            with self._store.object_path(entry.digest).open("rb") as file:
                 digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
             if digest != entry.digest:
                 raise JobError(
@@ -141,7 +141,4 @@ class Push:
         if self.source and self.source.entry.digest == name:
             return
         entry = self.entries.get(name)
-        self.source = Source(self._path(entry), entry) if entry else None
-
-    def _path(self, entry: FileEntry) -> Path:
-        return self._store.root / "objects" / entry.digest[7:9] / entry.digest[9:]
+        self.source = Source(self._store.object_path(entry.digest), entry) if entry else None

@@ -33,6 +33,20 @@ def closing_lines(finished: Finished) -> list[str]:
     return [line for verdict in verdicts for line in _of_verdict(verdict)]
 
 
+def place_lines(finished: Finished, fetch: str) -> list[str]:
+    """Where the report is, and how a person gets it where that is in a container.
+
+    Args:
+        finished: The run.
+        fetch: A command in which ``{path}`` stands for the report's directory; empty: it is here.
+    """
+    if finished.report is None:
+        return []
+    place = finished.report if finished.report.is_dir() else finished.report.parent
+    command = fetch.replace("{path}", str(place.absolute()))
+    return [f"report: {finished.report}"] + ([f"copy it here: {command}"] if fetch else [])
+
+
 def _settled(path: Path) -> dict[str, Any]:
     """The exported summary, its goal on the total time judged by the total that the runner put there."""
     summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sim2or.artifacts.store import Store
+from sim2or.artifacts.mirrored import ASK_PATIENCE_S, open_store
 from sim2or.bus.journal import NAME, Journal
 from sim2or.bus.memory import MemoryBus, MemoryEvents, MemoryJobs
 from sim2or.cli.display import PlainDisplay
@@ -49,7 +49,7 @@ def run_in_process(path: Path, *, name: str, until: str, force: bool, console: C
             pipeline,
             jobs=jobs,
             events=MemoryEvents(bus),
-            store=Store(settings.store_root),
+            store=open_store(settings.store_root, settings.mirror, patience_s=ASK_PATIENCE_S),
             run_dir=run_dir,
             table=table,
             display=display,

@@ -7,12 +7,17 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as Grid
 from typer.core import TyperGroup
 
+from sim2or.cli import containers
 from sim2or.cli.bus import bus_app
+from sim2or.cli.containers import DockerOption, ProjectOption, need_docker
 from sim2or.cli.jobs import jobs_app
+from sim2or.cli.k8s import k8s_app
 from sim2or.cli.keys import keys_app
+from sim2or.cli.store import store_app
 from sim2or.errors import ConfigError, Sim2OrError
 
 EXIT_ERROR = 2
@@ -38,6 +43,8 @@ app = typer.Typer(cls=CleanGroup, no_args_is_help=True, add_completion=False, he
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(bus_app, name="bus")
 app.add_typer(keys_app, name="keys")
+app.add_typer(store_app, name="store")
+app.add_typer(k8s_app, name="k8s")
 
 RunOption = Annotated[str, typer.Option("--run", help="Name of the run: its directory under runs/.")]
 ScaleOption = Annotated[list[str] | None, typer.Option("--scale", help="service=count, may be repeated.")]
@@ -79,8 +86,15 @@ def up(
     name: RunOption = "default",
     scale: ScaleOption = None,
     services: Annotated[str, typer.Option(help="Comma-separated; all by default.")] = "",
+    docker: DockerOption = False,
+    project: ProjectOption = "sim2or",
 ) -> None:
-    """Start all services of a run directory and keep them running until Ctrl-C."""
+    """Start all services of a run directory and keep them running until Ctrl-C; or the containers."""
+    if docker:
+        containers.bring_up(
+            project=project, scale=scale or [], services=comma_separated(services), console=out
+        )
+        return
     from sim2or import log
     from sim2or.settings import load_settings
     from sim2or.stages import load_table
@@ -89,7 +103,7 @@ def up(
     log.configure("supervisor")
     settings = load_settings()
     table = load_table(settings.plugins)
-    only = [part for part in services.split(",") if part] or None
+    only = comma_separated(services) or None
     for service in only or []:
         table_service(table.services, service)
     run_dir = run_directory(name)
@@ -131,8 +145,11 @@ def stages() -> None:
 
 
 @app.command()
-def ps(name: RunOption = "default") -> None:
-    """Show the processes of a running supervisor."""
+def ps(name: RunOption = "default", docker: DockerOption = False, project: ProjectOption = "sim2or") -> None:
+    """Show the processes of a running supervisor, or the stack's containers."""
+    if docker:
+        containers.show_states(project=project, console=out)
+        return
     from sim2or.process import is_running
 
     state = running(name)
@@ -144,6 +161,26 @@ def ps(name: RunOption = "default") -> None:
         grid.add_row(process_name, pid, status, str(process.restarts), process.last_exit or "–", process.log)
     out.print(f"supervisor {state.identity.pid}, redis {state.redis_url}", markup=False)
     out.print(grid)
+
+
+@app.command()
+def logs(
+    service: Annotated[str, typer.Argument(help="Only this service.")] = "",
+    docker: DockerOption = False,
+    project: ProjectOption = "sim2or",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more.")] = False,
+    tail: Annotated[int, typer.Option(min=0, help="How many earlier lines of each container.")] = 100,
+) -> None:
+    """Show what the stack's containers wrote, in the order of time."""
+    need_docker(docker, "logs", "the files in runs/NAME/logs")
+    containers.print_logs(project=project, service=service, tail=tail, follow=follow, console=out)
+
+
+@app.command()
+def stats(docker: DockerOption = False, project: ProjectOption = "sim2or") -> None:
+    """Show what the stack's containers use: processor, memory, network."""
+    need_docker(docker, "stats", "sim2or ps --run NAME")
+    containers.show_usage(project=project, console=out)
 
 
 @app.command()
@@ -177,11 +214,14 @@ def lineage(
 ) -> None:
     """Print the chain of artifacts behind an artifact."""
     from sim2or.artifacts.lineage import chain
-    from sim2or.artifacts.store import Store
+    from sim2or.artifacts.mirrored import ASK_PATIENCE_S, open_store
+    from sim2or.settings import load_settings
 
     roots = [run_directory(name) / "store"] if name else store_roots()
-    for root in roots:
-        store = Store(root)
+    stores = [open_store(root) for root in roots]
+    if roots and (mirror := load_settings().mirror):
+        stores.append(open_store(roots[0], mirror, patience_s=ASK_PATIENCE_S))
+    for store in stores:
         try:
             full = store.find(digest)
         except ConfigError as error:
@@ -218,16 +258,29 @@ def doctor(
     names: Annotated[
         list[str] | None, typer.Argument(help="Only these checks, for example graphics.")
     ] = None,
+    purpose: Annotated[
+        str, typer.Option("--for", help="Only what this needs: demo, compose, gpu, robot or k8s.")
+    ] = "",
 ) -> None:
-    """Check what this machine needs: one line each, with the remedy."""
-    from sim2or.cli.doctor import checks
+    """Check what this machine needs: one line each, with the remedy; the demo's needs alone by default."""
+    from sim2or.cli.doctor import checks, needed_for, purposes_of
 
+    if names and purpose:
+        raise ConfigError("doctor: give names of checks or --for, not both")
+    needed = names or needed_for(purpose or "demo")
     worst = 0
-    for check in checks(names or ()):
-        mark = "[green]ok     [/]" if check.ok else "[red]missing[/]"
-        out.print(f"{mark}  {check.name}: {check.text}", soft_wrap=True)
-        worst |= not check.ok
+    for check in checks(needed if names or purpose else ()):
+        missing = not check.ok and check.name in needed
+        mark = "[green]ok     [/]" if check.ok else "[red]missing[/]" if missing else "–      "
+        only = "" if check.ok or missing else f"only for {', '.join(purposes_of(check.name))}: "
+        out.print(f"{mark}  {check.name}: {only}{escape(check.text)}", soft_wrap=True)
+        worst |= missing
     raise SystemExit(EXIT_ERROR if worst else 0)
+
+
+def comma_separated(text: str) -> list[str]:
+    """The parts of ``a,b``; none of an empty text."""
+    return [part for part in text.split(",") if part]
 
 
 def run_directory(name: str) -> Path:

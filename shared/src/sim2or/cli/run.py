@@ -17,12 +17,12 @@ from redis import Redis
 from rich.console import Console
 
 from sim2or import tracing
-from sim2or.artifacts.store import Store
+from sim2or.artifacts.mirrored import ASK_PATIENCE_S, check_mirror, open_store
 from sim2or.bus.events import START, Events
 from sim2or.bus.jobs import Jobs
 from sim2or.bus.server import connect
 from sim2or.bus.server import start as start_redis
-from sim2or.cli.closing import closing_lines
+from sim2or.cli.closing import closing_lines, place_lines
 from sim2or.cli.display import make_display
 from sim2or.cli.main import EXIT_INTERRUPTED, run_directory
 from sim2or.clock import now_ns
@@ -59,6 +59,7 @@ def run_pipeline(
     table = load_table(settings.plugins)
     pipeline = load_pipeline(path, table)
     scaled({service: 1 for service in table.services}, scale)
+    check_mirror(settings.mirror)
     if until:
         pipeline = pipeline.until(until)
     run_dir = run_directory(name or pipeline.name)
@@ -82,10 +83,8 @@ def run_pipeline(
         console.print(f"interrupted; what is finished is kept. {resume}", markup=False, soft_wrap=True)
         raise SystemExit(EXIT_INTERRUPTED) from None
     console.print(f"done in {finished.wall_s:.1f} s; evidence in {run_dir}/run.json", markup=False)
-    for line in closing_lines(finished):
+    for line in closing_lines(finished) + place_lines(finished, settings.fetch):
         console.print(line, markup=False, soft_wrap=True)
-    if finished.report:
-        console.print(f"report: {finished.report}", markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def _run_on(
             pipeline,
             jobs=Jobs(redis, run_id=settings.run_dir.name),
             events=Events(redis),
-            store=Store(settings.store_root),
+            store=open_store(settings.store_root, settings.mirror, patience_s=ASK_PATIENCE_S),
             run_dir=settings.run_dir,
             table=table,
             display=display,

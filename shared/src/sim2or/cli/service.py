@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +13,9 @@ import typer
 import yaml
 from pydantic import ValidationError
 
-from sim2or.cli.main import CleanGroup, out
+from sim2or.cli.main import CleanGroup, err, out
 from sim2or.consistency import spec_findings
-from sim2or.errors import ConfigError, choices
+from sim2or.errors import ConfigError, Sim2OrError, choices
 from sim2or.explanation import explain
 from sim2or.process import die_with_parent, end_with_parent
 from sim2or.stages import StageInfo, load, load_table
@@ -35,10 +36,13 @@ def service_app(service: str, *, servers: Mapping[str, str] | None = None) -> ty
     def _group() -> None:
         """Keeps the commands' names even where there is only one."""
 
-    table = load_table()
+    table = load_table(os.environ.get("SIM2OR_PLUGINS", ""))
     if table.of_service(service):
         app.command("serve", help="Take jobs from the bus until SIGTERM.")(_serve_stages(service))
         app.command("run", help="Run one stage alone, without the bus.")(_run_alone(service))
+        app.command("shard", help="Run one shard of a planned step, without the bus (Kubernetes).")(
+            _run_shard(service)
+        )
     for name, reference in (servers or {}).items():
         app.command(name, help=f"Serve {reference.partition(':')[0]} until SIGTERM.")(
             _serve_server(service if name == "serve" else name, reference)
@@ -47,10 +51,14 @@ def service_app(service: str, *, servers: Mapping[str, str] | None = None) -> ty
 
 
 def _serve_stages(service: str) -> Any:
-    def serve() -> None:
+    def serve(
+        idle_s: Annotated[
+            float, typer.Option(min=0, help="End after so many seconds without a job; 0: never.")
+        ] = 0.0,
+    ) -> None:
         from sim2or.service import serve as serve_stages
 
-        serve_stages(service)
+        serve_stages(service, idle_s=idle_s)
 
     return serve
 
@@ -100,6 +108,31 @@ def _run_alone(service: str) -> Any:
         run_alone(stages[name], config, read_inputs(stages[name], inputs or []), output, shard, shards)
 
     return run
+
+
+def _run_shard(service: str) -> Any:
+    def shard(
+        plan: Annotated[Path, typer.Option(help="The plan, as `sim2or k8s render` writes it.")],
+        step: Annotated[str, typer.Option(help="Which of its steps.")],
+        index: Annotated[
+            int, typer.Option(min=0, envvar="JOB_COMPLETION_INDEX", help="Which of the step's jobs.")
+        ] = 0,
+    ) -> None:
+        from sim2or.cluster.plan import load_plan
+        from sim2or.cluster.shard import run_shard
+        from sim2or.exit_status import status_of
+        from sim2or.settings import load_settings
+
+        settings = load_settings()
+        table = load_table(settings.plugins)
+        try:
+            status = run_shard(load_plan(plan), step, index, service=service, settings=settings, table=table)
+        except Sim2OrError as error:
+            err.print(f"sim2or: {error}", markup=False, soft_wrap=True)
+            status = status_of(error)
+        raise SystemExit(int(status))
+
+    return shard
 
 
 def read_spec(path: Path | None) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class PolicyLink:
         """Asks once and waits, so that the model is loaded and fits before anything moves.
 
         Raises:
-            TransientError: No answer in time.
+            TransientError: No answer in time, or the server cannot answer yet.
             JobError: The server refuses the observation or the model.
         """
         request = PolicyRequest(
@@ -106,7 +106,8 @@ class PolicyLink:
         )
         answer = self._client.call(request, deadline_s=timeout_s)
         if isinstance(answer, PolicyError):
-            raise JobError(f"policy server: {answer.code}: {answer.detail}")
+            final = answer.code in ("refused", "failed")
+            raise (JobError if final else TransientError)(f"policy server: {answer.code}: {answer.detail}")
         return _chunk(_from_model(answer, self._artifact))
 
     def ask(self, observation: Observation) -> None:

@@ -17,8 +17,8 @@ class DrillSpec(Spec):
         steps: How many steps.
         pause_s: How long each takes [s].
         fault: ``poison`` kills its worker at every attempt; ``hang`` blocks in C and holds the interpreter's
-            lock for ever, at the first attempt; ``hold`` does so for ``hold_s`` at every attempt; ``spoil`` does so
-            at the first attempt, and then at once writes into its first file, by name or by ``open_file``.
+            lock for ever, at the first attempt; ``hold`` does so for ``hold_s`` at every attempt; ``spoil``
+            does so at the first attempt, and then writes into its first file, by name or by ``open_file``.
         hold_s: How long ``hold`` and ``spoil`` last [s].
         open_file: ``spoil`` opens its file before, not after.
         ballast_mb: Size of what each step writes [MB].
