@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -245,6 +246,47 @@ def test_without_a_login_nothing_is_served(guarded: Guarded) -> None:
     """The default user is off: an address without a user is refused with what to set."""
     with pytest.raises(ConfigError, match=r"refuses the login.*redis://USER@HOST.*SIM2OR_KEYS"):
         connect(f"unix://{guarded.socket}", timeout_s=1)
+
+
+def test_a_restart_with_users_loses_nothing(
+    redis_program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Redis that knows only our users is killed, and reads back what they and the script wrote."""
+    acl.write(tmp_path, TABLE)
+    monkeypatch.setenv("SIM2OR_KEYS", str(tmp_path))
+    guarded = Guarded(tmp_path, tmp_path / "s")
+    configuration = (
+        f'port 0\nunixsocket {guarded.socket}\ndir {tmp_path}\nsave ""\naclfile {tmp_path}/redis/{acl.FILE}\n'
+        "appendonly yes\nappendfsync always\n"
+    )
+    (tmp_path / "redis.conf").write_text(configuration)
+
+    def facts() -> object:
+        records = {record.job.key: record.state for record in guarded.jobs("runner").list()}
+        return records, [event.kind for event in Events(guarded.client("metrics")).read()]
+
+    with killed(redis_program, tmp_path / "redis.conf"):
+        for key in ("done", "running", "queued"):
+            guarded.jobs("runner").submit(question("train", key))
+        trainer = guarded.jobs("trainer")
+        assert trainer.complete(claimed(trainer, "train"), JobResult())
+        claimed(trainer, "train")
+        before = facts()
+    with killed(redis_program, tmp_path / "redis.conf"):
+        assert facts() == before
+        for name in ("", "default:guess@"):
+            with pytest.raises(ConfigError, match="refuses the login"):
+                connect(f"unix://{name}{guarded.socket}", timeout_s=1)
+
+
+@contextmanager
+def killed(program: Path, configuration: Path) -> Iterator[None]:
+    """A Redis that is killed at the end of the block."""
+    with subprocess.Popen([program, configuration], stdout=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def test_a_wrong_password_is_refused_and_not_told(guarded: Guarded) -> None:

@@ -154,8 +154,14 @@ def revoke(directory: Path, name: str, table: Table, *, old_only: bool = False) 
 
 
 def acl_text(known: Iterable[User], digests: Mapping[str, Iterable[str]]) -> str:
-    """Writes an ``aclfile``: these users, and nobody without a name."""
-    lines = ["user default off resetpass resetchannels resetkeys -@all"]
+    """Writes an ``aclfile``: these users, and nobody without a name.
+
+    The default user is off, so that nobody can be it, but keeps its rights: as it, Redis reads its own
+    append-only file back at a start, and without rights it would silently leave out what a script wrote.
+
+    *Source*: https://github.com/redis/redis/issues/14541, https://github.com/valkey-io/valkey/issues/3983.
+    """
+    lines = ["user default off resetpass allchannels allkeys +@all"]
     return "\n".join(lines + [user.line(digests[user.name]) for user in known]) + "\n"
 
 

@@ -20,6 +20,8 @@ Samples = Annotated[Path, typer.Option("--golden", help="Directory of the golden
 
 _DOCUMENTS = Path("docs/messages")
 _GOLDEN = Path("tests/contract/golden")
+_DASHBOARDS = Path("compose/observability/grafana/dashboards")
+_METRICS = Path("docs/metrics.md")
 
 
 @bus_app.command()
@@ -53,6 +55,24 @@ def docs(
     for path in written:
         out.print(str(path), markup=False, soft_wrap=True)
     out.print(f"{directory}: {len(written)} files written", markup=False, soft_wrap=True)
+
+
+@bus_app.command()
+def dashboards(
+    directory: Annotated[Path, typer.Argument(help="Directory of the dashboards.")] = _DASHBOARDS,
+    metrics: Annotated[Path, typer.Option(help="The page with the table of metrics.")] = _METRICS,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail when a file differs.")] = False,
+) -> None:
+    """Generate Grafana's dashboards from the table of metrics and the table of topics."""
+    from sim2or.dashboards import documents, outdated, read_catalogue, write
+    from sim2or.messages.topics import TOPICS
+
+    made = documents(read_catalogue(metrics), TOPICS)
+    if check:
+        _say(list(outdated(directory, made)), f"{directory}: up to date")
+        return
+    for path in write(directory, made):
+        out.print(str(path), markup=False, soft_wrap=True)
 
 
 @bus_app.command()

@@ -69,6 +69,29 @@ def list_keys(directory: Directory = _KEYS) -> None:
 
 
 @keys_app.command()
+def deal(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]…",
+            help="To whom: services, SERVICE@PLACE, redis, runner, metrics, admin; all but admin by default.",
+        ),
+    ] = None,
+    directory: Directory = _KEYS,
+    to: Annotated[Path, typer.Option(help="Where each gets its own directory: TO/NAME.")] = _KEYS / "dealt",
+) -> None:
+    """Make what is missing, and give each service a directory with what it needs and no other's secrets."""
+    from sim2or.bus import acl, keys
+    from sim2or.bus import deal as dealing
+
+    table = _table()
+    keys.make(directory)
+    acl.write(directory, table)
+    changed = dealing.deal(directory, to, names or (), table)
+    out.print(f"dealt in {to}: {', '.join(changed) or 'nothing new'}", markup=False, soft_wrap=True)
+
+
+@keys_app.command()
 def revoke(
     name: Annotated[str, typer.Argument(help="Whose keys and passwords.")],
     directory: Directory = _KEYS,
