@@ -34,7 +34,7 @@ stage-local: setup
 	@$(SIM2OR) run $(FILE) --run $(NAME) --until $(UNTIL)
 
 stage-compose:
-	@docker compose ps --quiet --status running redis 2>/dev/null | grep -q . || $(MAKE) --no-print-directory up
+	@docker compose ps --quiet --status running redis 2>/dev/null | grep -q . || docker compose up --detach --wait $(CONTAINERS)
 	@docker compose run --rm --no-deps pipeline run /app/$(FILE) --run $(NAME) --until $(UNTIL) --no-services
 
 stage-k8s: setup

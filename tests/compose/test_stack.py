@@ -145,8 +145,10 @@ def revive(composed: Composed, service: str) -> None:
 def paused(container: Container) -> Iterator[None]:
     """Freezes a container's processes for a while."""
     container.pause()
-    yield
-    container.unpause()
+    try:
+        yield
+    finally:
+        container.unpause()
 
 
 def taken_over(composed: Composed, before: JobRecord) -> bool:

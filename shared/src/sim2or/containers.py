@@ -11,9 +11,11 @@ import heapq
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +34,7 @@ ONE_OFF = "com.docker.compose.oneoff"
 
 SOCKET = "unix:///var/run/docker.sock"
 ANSWER_S = 30.0
-REATTACH_S = 1.0
+POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,8 @@ class Stack:
             TransientError: The engine went away.
         """
         lines: queue.SimpleQueue[LogLine | None] = queue.SimpleQueue()
-        readers: dict[str, threading.Thread] = {}
+        began_s = time.time()
+        seen: dict[str, str] = {}
 
         def read(container: Container, **since: Any) -> None:
             def work() -> None:
@@ -256,7 +259,7 @@ class Stack:
                 ):
                     lines.put(line)
 
-            readers[str(container.id)] = _thread(work)
+            _thread(work)
 
         starts = self._starts(service)
         for container in self.containers(service):
@@ -265,23 +268,24 @@ class Stack:
         def attend() -> None:
             try:
                 for event in starts:
-                    earlier = readers.get(event["id"])
-                    if earlier:
-                        earlier.join(REATTACH_S)
-                    if not (earlier and earlier.is_alive()):
-                        read(self._engine.containers.get(event["id"]), since=event["timeNano"] / 1e9)
+                    for container in self.found():
+                        if container.id == event["id"]:
+                            last = seen.get(_name(container))
+                            read(container, since=int(_seconds(last) if last else began_s))
             finally:
                 lines.put(None)
 
         _thread(attend)
         while True:
             try:
-                line = lines.get(timeout=REATTACH_S)
+                line = lines.get(timeout=POLL_S)
             except queue.Empty:
                 continue
             if line is None:
                 raise TransientError("the container engine tells no more; see `docker info`")
-            yield line
+            if line.time > seen.get(line.container, ""):  # a new reader begins with what an old one has read
+                seen[line.container] = line.time
+                yield line
 
     def _labelled(self, label: str) -> list[Container]:
         with engine_errors():
@@ -351,10 +355,19 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[str]:
 
 def _lines(container: Container, chunks: Iterable[bytes]) -> Iterator[LogLine]:
     """The lines of one container, each with the time that the engine wrote before it."""
-    name = f"{container.labels[SERVICE]}-{container.labels[NUMBER]}"
+    name = _name(container)
     for line in split_lines(chunks):
-        time, _, text = line.partition(" ")
-        yield LogLine(time, name, text)
+        when, _, text = line.partition(" ")
+        yield LogLine(when, name, text)
+
+
+def _name(container: Container) -> str:
+    return f"{container.labels[SERVICE]}-{container.labels[NUMBER]}"
+
+
+def _seconds(text: str) -> float:
+    """The seconds since 1970 of an RFC 3339 time."""
+    return datetime.fromisoformat(text).timestamp()
 
 
 def _thread(work: Callable[[], None]) -> threading.Thread:
