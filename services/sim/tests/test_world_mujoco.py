@@ -1,16 +1,16 @@
-"""The MuJoCo world: reproducible, true to its profiles, honest about what is sensed."""
+"""What only the MuJoCo world has; what every world must do is in test_world_conformance.py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from sim2or.contracts.kinematics import Kinematics
 from sim2or.contracts.robot import load_robot
 from sim2or.contracts.scenario import Scenario, sample_scenario, sample_visuals
 from sim2or.contracts.task import load_task
-from sim2or.errors import ConfigError, MessageError
+from sim2or.errors import ConfigError
 from sim2or_sim.backends import make_world
 from sim2or_sim.backends.mujoco.delay import Delay
 from sim2or_sim.backends.mujoco.gl import loads
@@ -41,14 +41,6 @@ def _wave(world: MujocoWorld, scenario: Scenario, ticks: int = 40) -> np.ndarray
         world.step(target[None])
         rows.append(world.snapshot()["state"])
     return np.array(rows)
-
-
-def test_same_scenario_is_bit_identical(world: MujocoWorld) -> None:
-    """A scenario replayed after another one gives the very same bits: reset leaves nothing behind."""
-    scenario = sample_scenario(TASK, 900001)
-    first = _wave(world, scenario)
-    _wave(world, sample_scenario(TASK, 900004))
-    assert np.array_equal(first, _wave(world, scenario))
 
 
 def test_worlds_of_a_batch_do_not_touch() -> None:
@@ -88,46 +80,6 @@ def test_scenario_changes_masses_and_frictions(world: MujocoWorld) -> None:
     assert model.body("instrument").mass[0] == pytest.approx(TASK.instruments["scalpel"].mass_kg)
 
 
-def test_truth_agrees_with_the_profiles_kinematics(world: MujocoWorld) -> None:
-    """The instrument seen from the grasp point and our own forward kinematics give its place in the base."""
-    world.reset([sample_scenario(TASK, 900003)])
-    for _ in range(5):
-        world.step((HOME + 0.05)[None])
-    truth, sensed = world.truth(), world.sense(cameras=False)
-    kinematics = Kinematics(ROBOT)
-    gripper = kinematics.body_poses(sensed.position_rad)[kinematics.body_names.index(ROBOT.tool.body)]
-    found = kinematics.grasp_position(sensed.position_rad) + gripper[:3, :3] @ truth.instrument[6:9]
-    np.testing.assert_allclose(found, truth.instrument[:3], atol=1e-5)
-
-
-def test_instrument_lies_where_the_scenario_says(world: MujocoWorld) -> None:
-    """At reset the instrument is at the tray's centre plus the offset, its tip toward −y turned by yaw."""
-    world.reset([_plain(x_m=0.02, y_m=-0.03, yaw_rad=0.5)])
-    at = world.truth().instrument
-    np.testing.assert_allclose(at[:2], [0.235 + 0.02, -0.05 - 0.03], atol=1e-6)
-    np.testing.assert_allclose(at[3:6], [np.sin(0.5), -np.cos(0.5), 0.0], atol=1e-6)
-
-
-def test_sensing_tells_no_secrets(world: MujocoWorld) -> None:
-    """The robot's sensors report joints, images and time only, and without asking for cameras no image."""
-    world.reset([_plain()])
-    sensed = world.sense(cameras=False)
-    assert set(vars(sensed)) == {"position_rad", "velocity_radps", "images", "time_ns"}
-    assert sensed.images == {}
-    np.testing.assert_allclose(sensed.position_rad, HOME, atol=1e-6)
-
-
-def test_lag_holds_a_command_back(world: MujocoWorld) -> None:
-    """With 50 ms of lag the arm has not moved after one period (33 ms); without lag it has."""
-    moved = {}
-    for lag_s in (0.0, 0.05):
-        world.reset([_plain(lag_s=lag_s)])
-        world.step((HOME + np.float32(0.1))[None])
-        moved[lag_s] = abs(float(world.sense(cameras=False).position_rad[0] - HOME[0]))
-    assert moved[0.0] > 0.02
-    assert moved[0.05] < 1e-3
-
-
 def test_delay_splits_a_period() -> None:
     """A delay of 30 steps at 20 a period plays ten of the command two before, then ten of the one before."""
     start, one, two = (np.full(1, value) for value in (0.0, 1.0, 2.0))
@@ -152,22 +104,13 @@ def test_broken_physics_is_a_failure_not_an_exception(world: MujocoWorld) -> Non
     assert not world.truth().done
 
 
-@pytest.mark.parametrize("targets", [np.zeros(6), np.zeros((2, 6)), np.full((1, 6), np.nan)])
-def test_wrong_targets_are_refused(world: MujocoWorld, targets: np.ndarray) -> None:
-    """A wrong shape or a number that is not finite never reaches the physics."""
-    world.reset([_plain()])
-    with pytest.raises(MessageError, match=r"targets_rad has shape"):
-        world.step(targets)
-
-
 def test_wrong_calls_are_refused(world: MujocoWorld) -> None:
-    """An impossible scenario, an unknown backend, an empty batch and images without GL are refused."""
-    with pytest.raises(ConfigError, match="yaw_rad = 3 is impossible"):
-        world.reset([_plain(yaw_rad=3.0)])
-    with pytest.raises(ConfigError, match="2 scenarios for 1 worlds"):
-        world.reset([_plain(), _plain()])
+    """An unknown backend, one that is not installed, an empty batch and images without GL are refused."""
     with pytest.raises(ConfigError, match=r"'mujocoo'.*did you mean 'mujoco'"):
         make_world(ROBOT, TASK, backend="mujocoo")
+    if find_spec("isaaclab") is None:
+        with pytest.raises(ConfigError, match="make setup-isaac"):
+            make_world(ROBOT, TASK, backend="isaaclab")
     with pytest.raises(ConfigError, match="batch: 0"):
         make_world(ROBOT, TASK, batch=0)
     world.reset([_plain()])
@@ -182,23 +125,13 @@ def test_never_reset_world_says_so() -> None:
 
 
 @pytest.mark.skipif(not (loads("egl") or loads("osmesa")), reason="no GL library on this machine")
-def test_cameras_show_instrument_and_changed_looks() -> None:
-    """Both cameras give images of the declared size that see the instrument and follow the visuals."""
+def test_cameras_show_changed_looks() -> None:
+    """Looks that are drawn anew change a picture, and a world may be closed twice."""
     world = make_world(ROBOT, TASK)
     world.reset([_plain("forceps", x_m=-0.02)])
     before = world.sense().images
-    assert {name: image.shape for name, image in before.items()} == {
-        "wrist": (96, 96, 3),
-        "room": (96, 96, 3),
-    }
-    for image in before.values():
-        red, green, blue = (image[..., channel].astype(int) for channel in range(3))
-        assert ((green > 2 * red) & (green > 2 * blue)).sum() > 20
     world.redraw_visuals(0, np.random.default_rng(0))
     assert any(not np.array_equal(before[name], image) for name, image in world.sense().images.items())
-    assert world.render("overview", height=48, width=64).shape == (48, 64, 3)
-    with pytest.raises(ConfigError, match=r"'rom'.*did you mean 'room'"):
-        world.render("rom", height=48, width=64)
     world.close()
     world.close()
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from sim2or.contracts.robot import RobotProfile
 from sim2or.contracts.task import TaskProfile
 from sim2or.errors import ConfigError, choices
 
 from sim2or_sim.backends.simulation import Simulation
 
-BACKENDS = ("mujoco",)
+BACKENDS = ("mujoco", "isaaclab")
 
 
 def make_world(
@@ -30,9 +32,22 @@ def make_world(
         raise ConfigError(f"backend: {backend!r}; {choices(backend, BACKENDS)}")
     if batch < 1:
         raise ConfigError(f"batch: {batch}; it must be at least 1")
+    if backend == "isaaclab":
+        return _isaaclab(robot, task, batch, render)
     from sim2or_sim.backends.mujoco.gl import choose_gl
 
     choose_gl(render)
     from sim2or_sim.backends.mujoco.world import MujocoWorld
 
     return MujocoWorld(robot, task, batch=batch, render=render)
+
+
+def _isaaclab(robot: RobotProfile, task: TaskProfile, batch: int, render: bool) -> Simulation:
+    if find_spec("isaaclab") is None:
+        raise ConfigError(
+            "backend: 'isaaclab' is not installed in this environment; "
+            "run `make setup-isaac` and use .venv-isaac"
+        )
+    from sim2or_sim.backends.isaaclab.world import IsaacLabWorld
+
+    return IsaacLabWorld(robot, task, batch=batch, render=render)
