@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -136,6 +137,9 @@ def test_each_codec_keeps_every_frame(tmp_path, episode, codec):
     )
     clips = [writer.add(episode(i, steps=20).images["room"]) for i in range(3)]
     writer.close()
+    assert {os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")} == {
+        os.SCHED_OTHER
+    }
     assert [(clip.file, clip.first) for clip in clips] == [(0, 0), (0, 20), (1, 0)]
     check_frames(tmp_path / "0.mp4", 40, 30)
     check_frames(tmp_path / "1.mp4", 20, 30)

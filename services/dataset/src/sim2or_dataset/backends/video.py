@@ -6,7 +6,9 @@ its queue is full. Here every frame is encoded in the calling thread: none is dr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -100,6 +102,20 @@ class VideoWriter:
         )
         self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, PIXEL_FORMAT
         self._stream.codec_context.thread_count = 1
+        before = os.sched_getscheduler(0), os.sched_getparam(0)
+        self._stream.codec_context.open()
+        schedule_all_threads(*before)
+
+
+def schedule_all_threads(policy: int, parameters: os.sched_param) -> None:
+    """Puts every thread of this process into a scheduling class.
+
+    SVT-AV1 makes a root process real-time, with all its threads, at the highest priority of all: everything
+    else on the machine would wait for the encoder, a robot's control loop too.
+    """
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(ProcessLookupError):  # it has ended
+            os.sched_setscheduler(int(thread), policy, parameters)
 
 
 def codec_options(spec: VideoSpec) -> dict[str, str]:
