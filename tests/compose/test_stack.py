@@ -239,7 +239,6 @@ def test_the_killed_training_went_on_from_a_checkpoint(journey: Journey) -> None
     assert journey.training.progress is not None
     resumed = after.result.summary["resumed_from_step"]
     assert resumed >= journey.training.progress.done - CHECKPOINT_STEPS
-    assert resumed % CHECKPOINT_STEPS == 0
     print(f"killed after {journey.training.progress.done:g} steps, resumed from {resumed}")
 
 

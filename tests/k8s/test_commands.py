@@ -17,6 +17,7 @@ from sim2or.bus import acl
 from sim2or.bus.deal import deal
 from sim2or.bus.keys import Keyring, make
 from sim2or.bus.secret import check_private
+from sim2or.cluster.follow import follow
 from sim2or.cluster.keys import FILE, secrets, unpack
 from sim2or.cluster.plan import Plan
 from sim2or.cluster.render import (
@@ -26,7 +27,7 @@ from sim2or.cluster.render import (
     pod_templates,
     runner_job,
 )
-from sim2or.errors import ConfigError
+from sim2or.errors import ConfigError, JobError
 from sim2or.stages import load_table
 from tree import ROOT, pods, rendered
 
@@ -161,6 +162,33 @@ def test_what_takes_a_deployments_place_gives_jobs_their_pods(name: str, service
     assert found["resources"] == known["resources"]
 
 
+@pytest.mark.usefixtures("kubectl")
+@pytest.mark.parametrize("name", ["jobset", "trainjob"])
+def test_a_train_step_is_one_group(plan: Plan, name: str) -> None:
+    """Where a JobSet or TrainJob has the trainer's place, the train step is one of it, with the plan."""
+    tree = rendered(f"components/{name}")
+    manifests = pipeline_manifests(plan, load_table(), tree, steps=["train"])
+    made = [m for m in manifests if m["metadata"]["labels"].get("sim2or.io/step") == "train"]
+    assert [m["kind"] for m in made] == {"jobset": ["JobSet"], "trainjob": ["TrainingRuntime", "TrainJob"]}[
+        name
+    ]
+    assert manifests[-1] == made[-1]
+    (template,) = [template for _, template in pods(made)]
+    (container,) = template["spec"]["containers"]
+    (plan_map,) = [m for m in manifests if m["metadata"]["name"].startswith("plan-")]
+    assert {"name": "plan", "configMap": {"name": plan_map["metadata"]["name"]}} in template["spec"][
+        "volumes"
+    ]
+    assert container["volumeMounts"][-1]["mountPath"] == "/plan"
+    args = ["shard", "--plan", "/plan/plan.json", "--step", "train", "--index", "0"]
+    told = made[-1]["spec"]["trainer"]["args"] if name == "trainjob" else container["args"]
+    assert told == args
+    assert not any("suspend" in m["spec"] for m in made)
+    assert len({m["metadata"]["name"] for m in made}) == 1
+    if name == "trainjob":
+        assert made[1]["spec"]["runtimeRef"]["name"] == made[0]["metadata"]["name"]
+
+
 def test_a_forced_run_is_another_plan(plan: Plan) -> None:
     """Asking anew gives other names, so that finished Jobs are not taken for these."""
     forced = plan.model_copy(update={"again": "x"})
@@ -232,7 +260,7 @@ SCRIPT = """#!/bin/sh
 case "$*" in
   "kustomize "*) exec "{kubectl}" "$@" ;;
   "apply -f -") cat >"{root}/applied-$(ls "{root}" | grep -c applied)" ;;
-  *"get job "*) cat "{root}/state" ;;
+  *"get job"*) cat "{root}/state" ;;
   *) echo "unexpected: $*" >&2; exit 1 ;;
 esac
 """
@@ -275,6 +303,30 @@ def test_a_failed_step_ends_the_run(scripted: Path) -> None:
     assert "index 1 failed" in done.stderr
     assert "kubectl -n sim2or logs -l job-name=short-collect-" in done.stderr
     assert len(list(scripted.glob("applied-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts", "good"),
+    [("JobSet", "replicatedJobsStatus", "Completed"), ("TrainJob", "jobsStatus", "Complete")],
+)
+def test_a_group_is_followed_to_its_end(
+    scripted: Path, monkeypatch: pytest.MonkeyPatch, kind: str, parts: str, good: str
+) -> None:
+    """A JobSet and a TrainJob are asked how they go by their own kind and in their own words."""
+    program = scripted / "bin/kubectl"
+    program.write_text(program.read_text().replace("get job", f"get {kind.lower()} "))
+    monkeypatch.setenv("PATH", f"{scripted / 'bin'}:{os.environ['PATH']}")
+    job = {"kind": kind, "metadata": {"name": "r-train", "namespace": "sim2or"}, "spec": {}}
+    status = {parts: [{"name": "node", "succeeded": 1, "active": 0}]}
+    ended = [{"type": good, "status": "True", "message": ""}]
+    (scripted / "state").write_text(json.dumps({"status": status | {"conditions": ended}}))
+    told: list[str] = []
+    follow(job, told.append)
+    assert told == ["r-train: 1/1 done, 0 running"]
+    ended[0] |= {"type": "Failed", "message": "reached max restarts"}
+    (scripted / "state").write_text(json.dumps({"status": status | {"conditions": ended}}))
+    with pytest.raises(JobError, match=r"reached max restarts.*jobset-name=r-train"):
+        follow(job, told.append)
 
 
 def _short(place: Path) -> Path:

@@ -270,19 +270,46 @@ def test_queues_fit_together() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JobSet", "TrainingRuntime"])
-def test_training_says_one_process(kind: str) -> None:
-    """Neither JobSet nor TrainJob starts more processes than the trainer can use, which is one."""
+def test_training_meets_in_one_group(kind: str) -> None:
+    """As many pods start as torchrun waits for; they meet at the first of the set that they belong to."""
     name = {"JobSet": "components/jobset", "TrainingRuntime": "components/trainjob"}[kind]
     (found,) = of_kind(name, kind)
-    jobs = at(found, "spec.replicatedJobs" if kind == "JobSet" else "spec.template.spec.replicatedJobs")
-    assert len(jobs) == 1
-    job = jobs[0]["template"]["spec"]
-    assert job.get("completions", 1) == job.get("parallelism", 1) == jobs[0].get("replicas", 1) == 1
-    command = job["template"]["spec"]["containers"][0].get("command") or at(
-        of_kind(name, "TrainJob")[0], "spec.trainer.command"
+    (replicated,) = at(
+        found, "spec.replicatedJobs" if kind == "JobSet" else "spec.template.spec.replicatedJobs"
     )
-    assert command[0] == "torchrun"
-    assert "--nproc-per-node=1" in command
+    job = replicated["template"]["spec"]
+    container = job["template"]["spec"]["containers"][0]
+    if kind == "JobSet":
+        nodes, command, args = job["completions"], container["command"], container["args"]
+        assert (job["parallelism"], replicated["replicas"], job["completionMode"]) == (nodes, 1, "Indexed")
+        assert found["spec"]["suspend"] is True
+    else:
+        (train_job,) = of_kind(name, "TrainJob")
+        nodes, command, args = (
+            at(train_job, f"spec.trainer.{key}") for key in ("numNodes", "command", "args")
+        )
+        assert at(found, "spec.mlPolicy.numNodes") == nodes
+        assert train_job["spec"]["suspend"] is True
+    options = dict(text[2:].split("=", 1) for text in command if text.startswith("--"))
+    assert (command[0], command[-2:]) == ("torchrun", ["-m", "sim2or_trainer"])
+    assert options["nnodes"] == str(nodes)
+    assert options["rdzv-backend"] == "c10d"
+    assert options["rdzv-endpoint"] == f"$(SET)-{replicated['name']}-0-0.$(SET):29400"
+    (label,) = [one["valueFrom"]["fieldRef"]["fieldPath"] for one in container["env"] if one["name"] == "SET"]
+    assert label == "metadata.labels['jobset.sigs.k8s.io/jobset-name']"
+    assert args[0] == "shard"
+    assert args[-2:] == ["--index", "0"], "the pods of a set have indexes of their own, the question has none"
+
+
+@pytest.mark.parametrize("name", ["components/jobset", "components/trainjob"])
+def test_processes_of_a_group_reach_one_another(name: str) -> None:
+    """The trainers of Jobs may talk to one another and the policy lets nobody else in."""
+    (policy,) = [p for p in of_kind(name, "NetworkPolicy") if p["metadata"]["name"] == "trainer-group"]
+    spec = policy["spec"]
+    own = spec["podSelector"]
+    assert spec["ingress"][0]["from"] == spec["egress"][0]["to"] == [{"podSelector": own}]
+    (labels,) = [t["metadata"]["labels"] for where, t in pods(rendered(name)) if "trainer" in where]
+    assert own["matchLabels"].items() <= labels.items()
 
 
 def test_a_train_job_finds_its_runtime() -> None:

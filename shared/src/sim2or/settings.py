@@ -31,6 +31,7 @@ class Settings(BaseSettings):
         grace_s: How long a child may take to unwind after SIGTERM [s].
         stall_s: A job that tells no progress for so long hangs: it is ended and tried again [s]; 0: never. It
             covers everything between two reports: reading the inputs, importing code, storing the outputs.
+        group_s: How long processes that train together wait for one that is silent, before all end [s].
         keys: Directory of CURVE keys and Redis passwords (``make keys``); needed for what leaves this host.
         plugins: Comma-separated Python modules that offer further ``STAGES`` and ``SERVICES``.
         metrics_port: Where this process shows its metrics over HTTP; 0: nowhere.
@@ -50,6 +51,7 @@ class Settings(BaseSettings):
     lease_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
     grace_s: Annotated[float, Field(gt=0, le=600)] = 3.0
     stall_s: Annotated[float, Field(ge=0, le=86400)] = 0.0
+    group_s: Annotated[float, Field(gt=0, le=86400)] = 600.0
     keys: Path | None = None
     plugins: str = ""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0

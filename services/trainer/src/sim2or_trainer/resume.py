@@ -13,6 +13,8 @@ from sim2or.artifacts.store import sync
 from sim2or.errors import JobError
 from torch import Tensor
 
+from sim2or_trainer.group import Group
+
 STATE_FILE = "state.json"
 _NAME = "step-{:08d}"
 
@@ -56,7 +58,29 @@ def save(root: Path, progress: Progress, tensors: Mapping[str, Mapping[str, Tens
             shutil.rmtree(older)
 
 
-def newest(root: Path, question: str) -> tuple[Progress, dict[str, dict[str, Tensor]]] | None:
+type Checkpoint = tuple[Progress, dict[str, dict[str, Tensor]]]
+
+
+def shared(group: Group, found: Checkpoint | None) -> Checkpoint | None:
+    """The checkpoint that rank 0 found, on every rank.
+
+    Args:
+        group: The processes.
+        found: On rank 0.
+
+    Raises:
+        TransientError: A process was lost.
+    """
+    if group.alone:
+        return found
+    told = group.agree(progress=asdict(found[0]) if found else None, names=sorted(found[1]) if found else [])
+    if told["progress"] is None:
+        return None
+    tensors = {name: group.tell_tensors(found[1][name] if found else {}) for name in told["names"]}
+    return Progress(**told["progress"]), tensors
+
+
+def newest(root: Path, question: str) -> Checkpoint | None:
     """Reads the newest checkpoint; None where there is none.
 
     Raises:

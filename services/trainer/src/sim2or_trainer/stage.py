@@ -17,17 +17,19 @@ from sim2or.contracts.task import TaskProfile, load_task
 from sim2or.dataset_card import DatasetCard, check_dataset
 from sim2or.errors import ConfigError, JobError
 from sim2or.messages.train import TrainSpec
-from sim2or.stage import Context, Stage, StageResult
+from sim2or.settings import load_settings
+from sim2or.stage import Cancelled, Context, Stage, StageResult
 from torch import Tensor
 
 from sim2or_trainer import resume
 from sim2or_trainer.backends.lerobot import Recipe, make_recipe, read_metadata, read_table, read_videos
 from sim2or_trainer.card import make_card
 from sim2or_trainer.frames import Batches, Frames, Order, training_rows
+from sim2or_trainer.group import Group, find_group
 from sim2or_trainer.journal import Journal
 from sim2or_trainer.memory import keep_freed_memory
 from sim2or_trainer.threads import Threads
-from sim2or_trainer.training import Training, learning_rate, parameter_count
+from sim2or_trainer.training import Training, find_device, learning_rate, parameter_count
 
 JOURNAL_FILE = "train_log.jsonl"
 CHECKPOINT_DIRECTORY = "checkpoint"
@@ -36,21 +38,27 @@ EVAL_BATCH = 128
 
 
 def run(spec: TrainSpec, context: Context) -> StageResult:
-    """Trains a policy on a dataset.
+    """Trains a policy on a dataset, in as many processes as torchrun started.
 
     Args:
         spec: What and how.
         context: ``inputs["dataset"]`` is one LeRobot dataset with our card.
 
+    Returns:
+        On rank 0 the checkpoint; nothing on the others.
+
     Raises:
-        ConfigError: The dataset, the policy, the robot and the task do not fit one another, or this is one
-            of several processes.
+        ConfigError: The dataset, the policy, the robot and the task do not fit one another, or the processes
+            do not.
         JobError: The loss is not finite, or the dataset is damaged.
+        TransientError: Another process was lost or told to stop.
     """
-    _alone()
+    group = find_group(os.environ)
     root = _dataset(context)
     robot, task = load_robot(spec.robot), load_task(spec.task)
     card = check_dataset(root, robot, task)
+    device = find_device(spec.device)
+    group.join(device, timeout_s=load_settings().group_s)
     keep_freed_memory()
     torch.manual_seed(spec.seed)
     metadata = read_metadata(root)
@@ -59,12 +67,13 @@ def run(spec: TrainSpec, context: Context) -> StageResult:
     def decoded(done: int, total: int) -> None:
         context.progress(0, spec.steps, "steps", decoded_share=done / total)
 
-    begun_s, cores = time.monotonic(), len(os.sched_getaffinity(0))
-    frames = _load(root, metadata, card, recipe, threads=cores, decoded=decoded)
+    begun_s = time.monotonic()
+    frames = _load(root, metadata, card, recipe, threads=group.cores, decoded=decoded)
     decode_s = time.monotonic() - begun_s
-    session = Session(spec, context, recipe, frames, card)
+    session = Session(spec, context, recipe, frames, card, group=group, device=device)
     session.train()
-    return _finish(session, robot, task, card, decode_s=decode_s)
+    group.leave()
+    return _finish(session, robot, task, card, decode_s=decode_s) if group.leads else StageResult({})
 
 
 STAGES: Mapping[str, Stage[Any]] = {"train": Stage("train", TrainSpec, run)}
@@ -74,10 +83,19 @@ class Session:
     """One attempt at a training job."""
 
     def __init__(
-        self, spec: TrainSpec, context: Context, recipe: Recipe, frames: Frames, card: DatasetCard
+        self,
+        spec: TrainSpec,
+        context: Context,
+        recipe: Recipe,
+        frames: Frames,
+        card: DatasetCard,
+        *,
+        group: Group,
+        device: torch.device,
     ) -> None:
-        """Sets up, from the newest checkpoint where there is one."""
+        """Sets up, from rank 0's newest checkpoint where there is one."""
         self.spec, self.context, self.recipe, self.frames = spec, context, recipe, frames
+        self.group = group
         ranges = [(int(f), int(e)) for f, e in _episode_rows(card)]
         train = training_rows(frames, [ranges[n] for n in card.split_episodes("train")])
         held_out = training_rows(frames, [ranges[n] for n in card.split_episodes("validation")])
@@ -87,8 +105,8 @@ class Session:
         self.order = Order(train, batch_size=spec.batch_size, seed=spec.seed)
         self.batches = Batches(frames, recipe, dtype=torch.bfloat16 if spec.bf16 else torch.float32)
         self.eval_batches = Batches(frames, recipe, dtype=torch.float32)
-        self.training = Training(recipe.policy, spec)
-        self.threads = Threads(spec.threads)
+        self.training = Training(recipe.policy, spec, group=group, device=device)
+        self.threads = Threads(self._same_everywhere())
         self.step, self.train_s = 0, 0.0
         self.heldout_loss: float | None = None
         self.resumed_from = self._resume()
@@ -101,26 +119,45 @@ class Session:
         return self.step < self.spec.steps
 
     def train(self) -> None:
-        """Takes the remaining steps."""
-        spec = self.spec
+        """Takes the remaining steps; what stops one process stops all of them before the same step.
+
+        Told to stop, it keeps a checkpoint first: a preempted training loses no step.
+        """
         begun_s, before_s = time.monotonic(), self.train_s
-        while self.step < spec.steps and not self._out_of_time():
+        while not self.group.ends(over=self._out_of_time()) and self.step < self.spec.steps:
             self._step()
             self.train_s = before_s + time.monotonic() - begun_s
-            last = self.step == spec.steps or self._out_of_time()
-            if last or self.step % spec.eval_every_steps == 0:
-                self._evaluate()
-            if last or self.step % spec.log_every_steps == 0:
-                self._report()
-            if last or self.step % spec.checkpoint_every_steps == 0:
-                self._save()
+            try:
+                self._keep() if self.group.leads else self._listen()
+            except Cancelled:
+                self.group.stop()
+                if self.group.leads:
+                    self._save()  # into a workspace that nobody else has: whoever has the job now has its own
+                raise
 
     def _step(self) -> None:
         torch.set_num_threads(self.threads.count)
         begun_s = time.monotonic()
-        self.latest = self.training.step(self.step, self.batches.make(self.order.step(self.step)))
+        rows = self.order.step(self.step)
+        own = self.group.share(rows)
+        self.latest = self.training.step(self.step, self.batches.make(own), share=len(own) / len(rows))
         self.threads.took(time.monotonic() - begun_s)
         self.step += 1
+
+    def _keep(self) -> None:
+        """Evaluates, reports and saves when it is time to."""
+        spec = self.spec
+        last = self.step == spec.steps or self._out_of_time()
+        if last or self.step % spec.eval_every_steps == 0:
+            self._evaluate()
+        if last or self.step % spec.log_every_steps == 0:
+            self._report()
+        if last or self.step % spec.checkpoint_every_steps == 0:
+            self._save()
+
+    def _listen(self) -> None:
+        """Hears whether this process must stop: what rank 0 does when it reports."""
+        self.context.progress(self.step, self.spec.steps, "steps")
 
     def _out_of_time(self) -> bool:
         return self.spec.wall_limit_s is not None and self.train_s >= self.spec.wall_limit_s
@@ -144,29 +181,47 @@ class Session:
         resume.save(self.context.work / RESUME_DIRECTORY, progress, self.training.tensors())
 
     def _resume(self) -> int:
-        found = resume.newest(self.context.work / RESUME_DIRECTORY, self._question())
+        root = self.context.work / RESUME_DIRECTORY
+        found = resume.newest(root, self._question()) if self.group.leads else None
+        found = resume.shared(self.group, found)
         if found is None:
+            self.training.follow()
             return 0
         progress, tensors = found
         self.training.restore(tensors)
         self.step, self.train_s, self.heldout_loss = progress.step, progress.train_s, progress.heldout_loss
         return self.step
 
+    def _same_everywhere(self) -> int:
+        """Agrees with the other processes on what they do, and on the threads that each uses.
+
+        So many threads everywhere that sums round alike; 0, alone: what is faster now.
+
+        Raises:
+            ConfigError: They have different jobs or devices, or a step has no row for one of them.
+        """
+        if self.group.alone:
+            return self.spec.threads
+        if self.spec.batch_size < self.group.size:
+            raise ConfigError(
+                f"batch_size: {self.spec.batch_size} frames for {self.group.size} processes; valid: at least "
+                f"{self.group.size}, or fewer processes"
+            )
+        own = {"question": self._question(), "device": self.training.device.type}
+        told = self.group.agree(**own, threads=self.spec.threads or self.group.cores)
+        for name, value in own.items():
+            if told[name] != value:
+                raise ConfigError(
+                    f"rank {self.group.rank} has the {name} {value[:12]}, rank 0 {told[name][:12]}; start "
+                    "all with the same plan, step, image and kind of machine"
+                )
+        return int(told["threads"])
+
     def _question(self) -> str:
         """A digest of what decides the result: the spec (a time limit aside) and the dataset."""
         spec = self.spec.model_dump(mode="json", exclude={"wall_limit_s", "threads"})
         asked = [spec, list(self.context.digests.get("dataset", ())), len(self.train_rows)]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-
-def _alone() -> None:
-    """Refuses to be one of several processes: each would train the whole model and write the same files."""
-    size = os.environ.get("WORLD_SIZE", "1")
-    if size != "1":
-        raise ConfigError(
-            f"WORLD_SIZE={size}: training is not divided among processes yet; valid: 1 (torchrun --nnodes=1 "
-            "--nproc-per-node=1). Several seeds train side by side as several jobs"
-        )
 
 
 def _dataset(context: Context) -> Path:
@@ -228,6 +283,7 @@ def _finish(
         "parameters": parameter_count(recipe.policy),
         "seed": spec.seed,
         "device": session.training.device.type,
+        "processes": session.group.size,
         "steps": session.step,
         "cut_short": session.cut_short,
         "resumed_from_step": session.resumed_from,

@@ -13,6 +13,8 @@ from sim2or.errors import ConfigError, JobError
 from sim2or.messages.train import TrainSpec
 from torch import Tensor, nn
 
+from sim2or_trainer.group import Group
+
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -25,14 +27,19 @@ class Training:
         average: The policy with exponentially averaged weights; what is kept.
     """
 
-    def __init__(self, policy: PreTrainedPolicy, spec: TrainSpec) -> None:
+    def __init__(
+        self, policy: PreTrainedPolicy, spec: TrainSpec, *, group: Group, device: torch.device
+    ) -> None:
         """Begins with a fresh policy.
 
-        Raises:
-            ConfigError: The device is not there.
+        Args:
+            policy: The same in every process of the group.
+            spec: How it is trained.
+            group: Whose gradients are averaged.
+            device: Where to compute.
         """
-        self._spec = spec
-        self.device = find_device(spec.device)
+        self._spec, self._group = spec, group
+        self.device = device
         self.policy = policy.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.policy).eval()
         self._parameters = [p for p in self.policy.parameters() if p.requires_grad]
@@ -45,30 +52,48 @@ class Training:
             self._parameters, lr=spec.lr, weight_decay=spec.weight_decay, fused=True
         )
 
-    def step(self, number: int, batch: dict[str, Tensor]) -> dict[str, float]:
+    def step(self, number: int, batch: dict[str, Tensor], *, share: float = 1.0) -> dict[str, float]:
         """Takes optimisation step 0, 1, … and returns the parts of the loss.
 
+        Args:
+            number: Which.
+            batch: This process's rows.
+            share: Their share of the step's rows.
+
         Raises:
-            JobError: The loss is not finite.
+            JobError: The loss is not finite, in this process or another.
+            TransientError: Another process was lost.
         """
+        self._group.seed(self._spec.seed, number)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(number, self._spec)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._spec.bf16):
             loss, parts = self.policy(self._there(batch))
-        value = loss.item()
-        if not math.isfinite(value):
+        numbers = {k: float(v) for k, v in (parts or {}).items() if isinstance(v, int | float)}
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        figures = self._group.average(gradients, {"loss": loss.item(), **numbers}, weight=share)
+        if not math.isfinite(value := figures["loss"]):
             raise JobError(
                 f"the loss is {value} at step {number}; lower lr ({self._spec.lr:g}) or check the data"
             )
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, self._spec.clip_norm, foreach=True)
         self._optimizer.step()
         self._update_average(number)
-        return {
-            "loss": value,
-            **{k: float(v) for k, v in (parts or {}).items() if isinstance(v, int | float)},
-        }
+        return figures
+
+    def follow(self) -> None:
+        """Takes the fresh weights of rank 0, which other machines might draw otherwise.
+
+        Raises:
+            TransientError: A process was lost.
+        """
+        if self._group.alone:
+            return
+        weights = self._group.tell_tensors(self.policy.state_dict())
+        self.policy.load_state_dict(weights, strict=True)
+        self.average.load_state_dict(weights, strict=True)
 
     @torch.no_grad()
     def held_out_loss(self, batches: Iterable[tuple[int, dict[str, Tensor]]]) -> float:

@@ -58,6 +58,7 @@ def _serve_stages(service: str) -> Any:
     ) -> None:
         from sim2or.service import serve as serve_stages
 
+        _by_itself("serve")
         serve_stages(service, idle_s=idle_s)
 
     return serve
@@ -98,6 +99,7 @@ def _run_alone(service: str) -> Any:
     ) -> None:
         from sim2or.settings import load_settings
 
+        _by_itself("run")
         stages = load_table(load_settings().plugins).of_service(service)
         name = stage or (next(iter(stages)) if len(stages) == 1 else "")
         if name not in stages:
@@ -118,6 +120,7 @@ def _run_shard(service: str) -> Any:
             int, typer.Option(min=0, envvar="JOB_COMPLETION_INDEX", help="Which of the step's jobs.")
         ] = 0,
     ) -> None:
+        from sim2or.cluster.peer import is_peer, run_peer
         from sim2or.cluster.plan import load_plan
         from sim2or.cluster.shard import run_shard
         from sim2or.exit_status import status_of
@@ -126,13 +129,28 @@ def _run_shard(service: str) -> Any:
         settings = load_settings()
         table = load_table(settings.plugins)
         try:
-            status = run_shard(load_plan(plan), step, index, service=service, settings=settings, table=table)
+            run = run_peer if is_peer(os.environ) else run_shard
+            status = run(load_plan(plan), step, index, service=service, settings=settings, table=table)
         except Sim2OrError as error:
             err.print(f"sim2or: {error}", markup=False, soft_wrap=True)
             status = status_of(error)
         raise SystemExit(int(status))
 
     return shard
+
+
+def _by_itself(command: str) -> None:
+    """Refuses to be one of several processes, each of which would take a job of its own.
+
+    Raises:
+        ConfigError: torchrun started several.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size != "1":
+        raise ConfigError(
+            f"WORLD_SIZE={size}: {command} is one process; valid: 1. Several processes train one job with "
+            "`torchrun … -m sim2or_trainer shard --plan FILE --step train`"
+        )
 
 
 def read_spec(path: Path | None) -> dict[str, Any]:

@@ -30,35 +30,39 @@ def apply(manifests: Sequence[Manifest]) -> None:
 
 
 def follow(job: Manifest, tell: Callable[[str], None], *, poll_s: float = POLL_S) -> None:
-    """Waits for the end of a Job and tells how far it is.
+    """Waits for the end of a Job, JobSet or TrainJob and tells how far it is.
 
     Raises:
         JobError: It failed; says where to look.
         TransientError: It did not end in its own time.
     """
     name, space = job["metadata"]["name"], job["metadata"]["namespace"]
+    kind = job["kind"].lower()
     total, told = job["spec"].get("completions", 1), ""
     deadline_s = time.monotonic() + DEADLINE_S + CALL_TIMEOUT_S
     while time.monotonic() < deadline_s:
-        status = _status(name, space)
-        text = f"{name}: {status.get('succeeded', 0)}/{total} done, {status.get('active', 0)} running"
+        status = _status(kind, name, space)
+        parts = status.get("replicatedJobsStatus") or status.get("jobsStatus")  # a JobSet's, a TrainJob's
+        counts = parts[0] if parts else status
+        text = f"{name}: {counts.get('succeeded', 0)}/{total} done, {counts.get('active', 0)} running"
         if text != told:
             tell(told := text)
         ended = {one["type"]: one for one in status.get("conditions", ()) if one["status"] == "True"}
-        if "Complete" in ended:
+        if ended.keys() & {"Complete", "Completed"}:
             return
         if "Failed" in ended:
+            label = "job-name" if kind == "job" else "jobset.sigs.k8s.io/jobset-name"
             raise JobError(
-                f"job {name} failed: {ended['Failed'].get('message', 'no reason given')}; see it: "
-                f"kubectl -n {space} logs -l job-name={name} --prefix; to try it again: "
-                f"kubectl -n {space} delete job {name}"
+                f"{kind} {name} failed: {ended['Failed'].get('message', 'no reason given')}; see it: "
+                f"kubectl -n {space} logs -l {label}={name} --prefix; to try it again: "
+                f"kubectl -n {space} delete {kind} {name}"
             )
         time.sleep(poll_s)
-    raise TransientError(f"job {name} did not end in {DEADLINE_S} s")
+    raise TransientError(f"{kind} {name} did not end in {DEADLINE_S} s")
 
 
-def _status(name: str, space: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(_kubectl(["-n", space, "get", "job", name, "-o", "json"]))
+def _status(kind: str, name: str, space: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(_kubectl(["-n", space, "get", kind, name, "-o", "json"]))
     return found.get("status", {}) or {}
 
 

@@ -42,6 +42,9 @@ MAX_NAME = 52
 ATTENDED = frozenset({"deploy"})
 """Stages that move a robot: another attempt is a person's decision."""
 
+GROUPS = ("JobSet", "TrainingRuntime", "TrainJob")
+"""What may have a Deployment's place and answers one question with all its pods, in order."""
+
 URGENCY: Mapping[str, str] = {
     "evaluate": "sim2or-verdict",
     "train": "sim2or-training",
@@ -90,8 +93,8 @@ def pod_templates(objects: Iterable[Manifest]) -> dict[str, Manifest]:
             template = spec["template"]
         elif manifest["kind"] == "ScaledJob":
             template = spec["jobTargetRef"]["template"]
-        elif manifest["kind"] == "JobSet":
-            template = spec["replicatedJobs"][0]["template"]["spec"]["template"]
+        elif manifest["kind"] in ("JobSet", "TrainingRuntime"):
+            template = _pods_of_group(manifest)
         else:
             continue
         found[template["metadata"]["labels"][NAME]] = template
@@ -128,18 +131,16 @@ def pipeline_manifests(
     queue = next((m["metadata"]["name"] for m in objects if m["kind"] == "LocalQueue"), "")
     templates = pod_templates(objects)
     plan_map = plan_manifest(plan, space)
-    jobs = [
-        job_manifest(
-            step,
-            _template_of(table.stage(step.stage).service, templates),
-            run=plan.run,
-            plan=plan_map["metadata"]["name"],
-            space=space,
-            queue=queue,
-            parallel=parallel,
-        )
-        for step in wanted
-    ]
+    named = {"run": plan.run, "plan": plan_map["metadata"]["name"], "space": space, "queue": queue}
+    jobs: list[Manifest] = []
+    for step in wanted:
+        service = table.stage(step.stage).service
+        template = _template_of(service, templates)
+        group = [m for m in objects if m["kind"] in GROUPS and m["metadata"]["labels"][NAME] == service]
+        if group:
+            jobs += group_manifests(step, group, **named)
+        else:
+            jobs.append(job_manifest(step, template, parallel=parallel, **named))
     return [*around, plan_map, *jobs]
 
 
@@ -182,9 +183,8 @@ def job_manifest(
     """
     labels = {**PART, NAME: template["metadata"]["labels"][NAME], COMPONENT: "job", RUN: run, STEP: step.id}
     kueue = {QUEUE: queue, PRIORITY: URGENCY.get(step.stage, URGENCY["train"])} if queue else {}
-    pod = job_template(template, ["shard", "--plan", f"/plan/{PLAN_FILE}", "--step", step.id], labels)
-    _main(pod)["volumeMounts"].append({"name": "plan", "mountPath": "/plan", "readOnly": True})
-    pod["spec"]["volumes"].append({"name": "plan", "configMap": {"name": plan}})
+    args = ["shard", "--plan", f"/plan/{PLAN_FILE}", "--step", step.id]
+    pod = with_plan(job_template(template, args, labels), plan)
     spec = job_spec(pod, step, parallel=parallel)
     return {
         "apiVersion": "batch/v1",
@@ -196,6 +196,58 @@ def job_manifest(
         },
         "spec": spec,
     }
+
+
+def group_manifests(
+    step: PlannedStep, objects: Sequence[Manifest], *, run: str, plan: str, space: str, queue: str = ""
+) -> list[Manifest]:
+    """The JobSet, or the TrainJob and its runtime, of a step: all pods answer its one question together.
+
+    Args:
+        step: The step.
+        objects: What the overlay has for the service: a JobSet, or a TrainingRuntime and a TrainJob.
+        run: Names the run.
+        plan: Name of the plan's ConfigMap.
+        space: The namespace.
+        queue: Kueue's queue, or "".
+
+    Returns:
+        What is applied; the last one tells how it goes.
+
+    Raises:
+        ConfigError: The step is several jobs.
+    """
+    if step.jobs != 1:
+        raise ConfigError(f"step {step.id!r} is {step.jobs} jobs; processes share one: make them steps")
+    made = copy.deepcopy(sorted(objects, key=lambda m: GROUPS.index(m["kind"])))
+    # Kubernetes tells the pods of a group their own index; the question is that of shard 0.
+    args = ["shard", "--plan", f"/plan/{PLAN_FILE}", "--step", step.id, "--index", "0"]
+    labels = {**PART, NAME: objects[0]["metadata"]["labels"][NAME], COMPONENT: "job", RUN: run, STEP: step.id}
+    kueue = {QUEUE: queue, PRIORITY: URGENCY.get(step.stage, URGENCY["train"])} if queue else {}
+    for manifest in made:
+        spec = manifest["spec"]
+        spec.pop("suspend", None)
+        if manifest["kind"] == "TrainJob":
+            spec["trainer"]["args"] = args
+        else:
+            pod = with_plan(_pods_of_group(manifest), plan)
+            pod["metadata"]["labels"] = labels
+            pod["spec"]["containers"][0]["args"] = args
+    name = job_name(run, step.id, _digest(json.dumps(made, sort_keys=True)))
+    for manifest in made:
+        own = labels if manifest["kind"] == "TrainingRuntime" else {**labels, **kueue}
+        manifest["metadata"] = {"name": name, "namespace": space, "labels": own}
+        if manifest["kind"] == "TrainJob":
+            manifest["spec"]["runtimeRef"]["name"] = name
+    return made
+
+
+def with_plan(pod: Manifest, plan: str) -> Manifest:
+    """A pod with the plan's ConfigMap at ``/plan``."""
+    (container,) = pod["spec"]["containers"]
+    container["volumeMounts"].append({"name": "plan", "mountPath": "/plan", "readOnly": True})
+    pod["spec"]["volumes"].append({"name": "plan", "configMap": {"name": plan}})
+    return pod
 
 
 def job_spec(pod: Manifest, step: PlannedStep, *, parallel: int = 0) -> Manifest:
@@ -322,6 +374,12 @@ def _template_of(service: str, templates: Mapping[str, Manifest]) -> Manifest:
     if service not in templates:
         raise ConfigError(f"the overlay has no pods of {service!r}; {choices(service, templates)}")
     return templates[service]
+
+
+def _pods_of_group(manifest: Manifest) -> Manifest:
+    spec = manifest["spec"]["template"]["spec"] if manifest["kind"] == "TrainingRuntime" else manifest["spec"]
+    pods: Manifest = spec["replicatedJobs"][0]["template"]["spec"]["template"]
+    return pods
 
 
 def _main(pod: Manifest) -> Manifest:
