@@ -72,8 +72,8 @@ bench-scale: setup ## Simulators 1 to 4, and what each asks of the rest; writes 
 keys: setup ## CURVE keys and Redis users for what leaves this host, in KEYS=keys
 	@$(SIM2OR) keys make --out $(KEYS)
 
-messages: setup ## Generate docs/messages: schemas, AsyncAPI, catalogue
-	@$(SIM2OR) bus docs docs/messages
+messages: setup ## Generate docs/messages (schemas, AsyncAPI, catalogue) and Grafana's dashboards
+	@$(SIM2OR) bus docs docs/messages && $(SIM2OR) bus dashboards
 
 images: ## Build the container images and say how large they are
 	@REVISION=$$(git rev-parse --short HEAD 2>/dev/null) docker compose build keys $(filter-out runner,$(IMAGES))
