@@ -454,6 +454,9 @@ def test_two_commands_in_one_tick_are_no_double_step() -> None:
     assert np.diff(seen).max() <= 3.5 / 30 + 1e-4
 
 
-def test_the_robot_stays_in_its_range() -> None:
-    """A target beyond the end of the range is followed to the end."""
-    assert max(followed(slew(), [5.0] * 40)) == pytest.approx(so101_limits().upper_rad[0] - HOME[0], abs=1e-4)
+@pytest.mark.parametrize("wanted", [[5.0] * 60, list(np.arange(0.05, 3.0, 0.05))], ids=["far", "creeping"])
+def test_the_robot_stays_in_its_range(wanted: list[float]) -> None:
+    """Targets beyond the end of the range, at once or little by little, are followed to the end, softly."""
+    seen = followed(slew(), wanted)
+    assert max(seen) == pytest.approx(so101_limits().upper_rad[0] - HOME[0], abs=1e-4)
+    assert np.abs(np.diff(np.diff([0.0, *seen]))).max() <= 60 / 900 + 1e-4

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from sim2or.artifacts.store import Store
-from sim2or.workspace import inherit
+from sim2or.workspace import COPIES, inherit
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_an_inheritance_that_broke_off_leaves_nothing_between_the_files(job: Pat
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     whole = {"out/x": "one", "out/large": "x" * 10000, "checkpoint": "1"}
-    assert files(job / "2-b") == whole
+    assert {name: text for name, text in files(job / "2-b").items() if COPIES not in name} == whole
     inherit(job / "3-c")
     assert files(job / "3-c") == whole
     assert [path.name for path in job.iterdir()] == ["3-c"]

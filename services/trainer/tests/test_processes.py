@@ -147,7 +147,7 @@ def test_a_group_that_was_stopped_goes_on_bit_by_bit(train: Callable, tmp_path: 
     assert train(asked, "cut", stop="0:4") == [ExitStatus.INTERRUPTED, ExitStatus.TRANSIENT]
     assert train(asked, "cut", stop="1:5") == [ExitStatus.TRANSIENT, ExitStatus.INTERRUPTED]
     assert [line["step"] for line in curve(tmp_path / "cut/0")] == [1, 2, 3, 4, 5]
-    assert [path.name for path in (tmp_path / "cut/0" / RESUME_DIRECTORY).iterdir()] == ["step-00000004"]
+    assert [path.name for path in (tmp_path / "cut/0" / RESUME_DIRECTORY).iterdir()] == ["step-00000005"]
     assert train(asked, "cut") == [0, 0], (tmp_path / "log").read_text()[-3000:]
     expected, found = weights(tmp_path / "whole/0"), weights(tmp_path / "cut/0")
     assert all(torch.equal(expected[name], found[name]) for name in expected)

@@ -14,7 +14,7 @@ import uuid
 from pathlib import Path
 
 COPIES = ".copies"
-"""Beside the attempts, on the same file system: where a copy is made before it replaces its original."""
+"""In the workspace, where a former owner cannot find it: a copy is made there, then replaces its original."""
 
 
 def inherit(workspace: Path) -> None:
@@ -31,14 +31,14 @@ def inherit(workspace: Path) -> None:
     """
     job = workspace.parent
     job.mkdir(parents=True, exist_ok=True)
-    attempts = sorted((path for path in job.iterdir() if path.name != COPIES), key=_order)
+    attempts = sorted(job.iterdir(), key=_order)
     if attempts:
         with contextlib.suppress(FileNotFoundError):
             attempts.pop().rename(workspace)
     workspace.mkdir(exist_ok=True)
-    for leftover in (*attempts, job / COPIES):
+    for leftover in (*attempts, workspace / COPIES):
         remove(leftover)
-    _replace_files(workspace, job / COPIES)
+    _replace_files(workspace)
 
 
 def remove(path: Path) -> None:
@@ -46,13 +46,14 @@ def remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _replace_files(directory: Path, copies: Path) -> None:
+def _replace_files(directory: Path) -> None:
+    files = [path for path in directory.rglob("*") if path.is_file() and not path.is_symlink()]
+    copies = directory / COPIES
     copies.mkdir()
-    for path in directory.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            copy = copies / uuid.uuid4().hex
-            shutil.copyfile(path, copy)
-            copy.rename(path)
+    for path in files:
+        copy = copies / uuid.uuid4().hex
+        shutil.copyfile(path, copy)
+        copy.rename(path)
     copies.rmdir()
 
 

@@ -38,10 +38,11 @@ class Progress:
 
 def save(root: Path, progress: Progress, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Writes a checkpoint, then removes the older ones; a kill at any moment leaves a complete one."""
-    root.mkdir(parents=True, exist_ok=True)
+    root.mkdir(exist_ok=True)  # in a workspace that is still there: another attempt may have it
+    for cut_short in root.glob(".step-*"):
+        shutil.rmtree(cut_short)
     final = root / _NAME.format(progress.step)
     unfinished = root / f".{final.name}"
-    shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     for name, group in tensors.items():
         path = unfinished / f"{name}.safetensors"

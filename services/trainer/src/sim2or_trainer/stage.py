@@ -15,7 +15,7 @@ import torch
 from sim2or.contracts.robot import RobotProfile, load_robot
 from sim2or.contracts.task import TaskProfile, load_task
 from sim2or.dataset_card import DatasetCard, check_dataset
-from sim2or.errors import ConfigError, JobError
+from sim2or.errors import ConfigError, JobError, TransientError
 from sim2or.messages.train import TrainSpec
 from sim2or.settings import load_settings
 from sim2or.stage import Cancelled, Context, Stage, StageResult
@@ -124,16 +124,29 @@ class Session:
         Told to stop, it keeps a checkpoint first: a preempted training loses no step.
         """
         begun_s, before_s = time.monotonic(), self.train_s
-        while not self.group.ends(over=self._out_of_time()) and self.step < self.spec.steps:
+        while not self._ends() and self.step < self.spec.steps:
             self._step()
             self.train_s = before_s + time.monotonic() - begun_s
             try:
                 self._keep() if self.group.leads else self._listen()
             except Cancelled:
-                self.group.stop()
-                if self.group.leads:
-                    self._save()  # into a workspace that nobody else has: whoever has the job now has its own
+                try:
+                    self.group.stop()
+                finally:
+                    self._save_on_leaving()
                 raise
+
+    def _ends(self) -> bool:
+        try:
+            return self.group.ends(over=self._out_of_time())
+        except TransientError:
+            self._save_on_leaving()
+            raise
+
+    def _save_on_leaving(self) -> None:
+        """Keeps what was learnt, in this attempt's own workspace: whoever has the job now has another."""
+        if self.group.leads and self.step > self.resumed_from:
+            self._save()
 
     def _step(self) -> None:
         torch.set_num_threads(self.threads.count)

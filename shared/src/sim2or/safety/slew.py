@@ -56,22 +56,21 @@ class SlewLimiter:
             target_rad: Shape (n_joints,), float32, [rad]: the wanted one, or as far toward it as allowed.
             limited: Whether it is another one than wanted.
         """
-        wanted = np.asarray(wanted_rad, dtype=np.float64)
+        asked = np.asarray(wanted_rad, dtype=np.float64)
+        wanted = np.clip(asked, self._limits.lower_rad, self._limits.upper_rad)
         if number == self._number and np.array_equal(wanted, self._target):
             return wanted.astype(np.float32), False  # the next one is late: one target for both ticks
         periods = 1
         if self._since_ns is not None:
             periods = max(1, round((now_ns - self._since_ns) / 1e9 / self._period_s))
         target = self._target + self._nearest(wanted - self._target, periods)
-        limited = bool((np.abs(target - wanted) > SLACK_RAD).any())
-        if limited:
+        if (np.abs(target - wanted) > SLACK_RAD).any():
             target = self._target + self._nearest(self._approach(wanted), periods)
-            target = np.clip(target, self._limits.lower_rad, self._limits.upper_rad)
         else:
             target = wanted
         self._velocity = (target - self._target) / (periods * self._period_s)
         self._target, self._number, self._periods, self._since_ns = target, number, periods, now_ns
-        return target.astype(np.float32), limited
+        return target.astype(np.float32), bool((np.abs(target - asked) > SLACK_RAD).any())
 
     def _nearest(self, change: Vector, periods: int) -> Vector:
         """The nearest change of the target that step, speed and acceleration allow."""
@@ -79,10 +78,15 @@ class SlewLimiter:
         sudden = limits.acceleration_radps2 * self._period_s * (periods + self._periods) / 2
         most = np.minimum(limits.step_rad, limits.velocity_radps * self._period_s)
         smooth = np.clip(change, (self._velocity - sudden) * time_s, (self._velocity + sudden) * time_s)
-        return np.asarray(np.clip(smooth, -most, most))
+        below, above = self._target - limits.lower_rad, limits.upper_rad - self._target
+        lowest, highest = -np.minimum(most, self._stoppable(below)), np.minimum(most, self._stoppable(above))
+        return np.asarray(np.clip(smooth, lowest, highest))
 
     def _approach(self, wanted: Vector) -> Vector:
         """A change of the target from which it can still stop at the wanted one."""
         ahead = wanted - self._target
-        speed = stopping_speed(np.abs(ahead), self._limits.acceleration_radps2, self._period_s)
-        return np.asarray(np.sign(ahead) * np.minimum(np.abs(ahead), speed * self._period_s))
+        return np.asarray(np.sign(ahead) * np.minimum(np.abs(ahead), self._stoppable(np.abs(ahead))))
+
+    def _stoppable(self, room_rad: Vector) -> Vector:
+        """The greatest step after which the target can still stop within some room."""
+        return stopping_speed(room_rad, self._limits.acceleration_radps2, self._period_s) * self._period_s

@@ -103,8 +103,10 @@ class VideoWriter:
         self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, PIXEL_FORMAT
         self._stream.codec_context.thread_count = 1
         before = os.sched_getscheduler(0), os.sched_getparam(0)
-        self._stream.codec_context.open()
-        schedule_all_threads(*before)
+        try:
+            self._stream.codec_context.open()
+        finally:
+            schedule_all_threads(*before)
 
 
 def schedule_all_threads(policy: int, parameters: os.sched_param) -> None:
