@@ -14,15 +14,19 @@ SEED ?= 1
 ROUNDS ?= 5
 IMAGES := runner sim dataset trainer evaluator exporter policy bridge
 CONTAINERS := redis sim dataset trainer exporter evaluator policy robot bridge
-ROLES := core sim bridge eval learn build dev isaac
+ROLES := core sim rl bridge eval learn build dev isaac
 
-.PHONY: help setup setup-isaac demo test test-isaac faults k8s-render k8s-check test-compose chaos bench-bus bench-scale keys messages images image-sizes up down logs ps scale-sim test-deep lint format lock lock-check collect dataset train evaluate export deploy report stage-local stage-compose stage-k8s clean
+.PHONY: help setup reach setup-isaac demo test test-isaac faults k8s-render k8s-check test-compose chaos bench-bus bench-scale bench-sim keys messages images image-isaaclab image-sizes up down logs ps scale-sim test-deep lint format lock lock-check collect dataset train evaluate export deploy report stage-local stage-compose stage-k8s clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9 -]+:.*## / {n = split($$1, names, " "); for (i = 1; i <= n; i++) printf "  %-12s %s\n", names[i], $$2}' $(MAKEFILE_LIST)
 
 setup: ## Make .venv from the locked requirements (finds or installs uv and CPython 3.12)
 	@scripts/setup.sh
+
+reach: setup ## Learn to reach by trial (PPO on MuJoCo); judged on held-out targets, curve and figures (docs/rl.md)
+	@$(SIM2OR) run pipelines/reach.yaml --run reach
+	@$(PY) tests/perf/rl/main.py runs/reach runs/reach/reach.json runs/reach/reach.png
 
 demo: setup ## The whole product with one command: simulate, record, learn, evaluate, export, deploy
 	@$(SIM2OR) run $(PIPELINE) --run $(NAME)
@@ -69,6 +73,11 @@ bench-scale: ROUNDS = 3
 bench-scale: setup ## Simulators 1 to 4, and what each asks of the rest; writes bench/scale.json, docs/scaling.md
 	@$(PY) tests/perf/scale/main.py --rounds $(ROUNDS)
 
+bench-sim: ROUNDS = 3
+bench-sim: DEVICE = cpu
+bench-sim: setup setup-isaac ## Our worlds against their bare engines, paired; writes bench/sim.json, docs/simulation.md
+	@$(PY) tests/perf/sim/main.py --rounds $(ROUNDS) --device $(DEVICE)
+
 keys: setup ## CURVE keys and Redis users for what leaves this host, in KEYS=keys
 	@$(SIM2OR) keys make --out $(KEYS)
 
@@ -78,6 +87,9 @@ messages: setup ## Generate docs/messages (schemas, AsyncAPI, catalogue) and Gra
 images: ## Build the container images and say how large they are
 	@REVISION=$$(git rev-parse --short HEAD 2>/dev/null) docker compose build keys $(filter-out runner,$(IMAGES))
 	@$(MAKE) --no-print-directory image-sizes
+
+image-isaaclab: ## Build the image of Isaac Lab's simulators (10 GB; docs/isaaclab.md)
+	@REVISION=$$(git rev-parse --short HEAD 2>/dev/null) COMPOSE_FILE=compose/compose.yaml:compose/isaaclab.yaml docker compose build sim-isaaclab
 
 image-sizes: ## How large the images are and what they share; PAGE=docs/containers.md writes it there
 	@python3 scripts/image_sizes.py $(addprefix sim2or/,$(IMAGES)) $(if $(PAGE),--page $(PAGE))
@@ -100,7 +112,7 @@ scale-sim: ## Run N=… sim workers in containers, until the next `up` (SIMS in 
 setup-isaac: setup ## Make .venv-isaac: Isaac Lab without Kit (8 GB; docs/isaaclab.md)
 	@scripts/setup-isaac.sh
 
-test-isaac: setup-isaac ## Isaac Lab on the CPU: model, world and conformance
+test-isaac: setup-isaac ## Isaac Lab on the CPU: model, world, conformance, jobs
 	@.venv-isaac/bin/python -m pytest -m isaac --timeout=900 services/sim/tests/isaac $(ARGS)
 
 test-deep: setup ## What takes longer: soaks, long training (milestones)

@@ -313,9 +313,12 @@ def test_keys_are_made_once_and_kept_private(tmp_path: Path) -> None:
 
 
 def test_who_may_connect_to_whom_comes_from_the_topic_table(directory: Path) -> None:
-    """The robot takes commands from the bridge alone; the policy answers the bridge and the simulator."""
+    """The robot takes commands from the bridge alone; the policy answers the bridge and the simulators."""
     assert keys.admitted(directory, "robot") == {"rpc": ["bridge.1"], "pubsub": ["bridge.1", "console.1"]}
-    assert keys.admitted(directory, "policy") == {"rpc": ["bridge.1", "sim.1"], "pubsub": []}
+    assert keys.admitted(directory, "policy") == {
+        "rpc": ["bridge.1", "sim-isaaclab.1", "sim.1"],
+        "pubsub": [],
+    }
     assert keys.admitted(directory, "bridge") == {"rpc": [], "pubsub": []}
 
 
@@ -324,7 +327,7 @@ def test_what_was_taken_off_a_list_stays_off(directory: Path) -> None:
     (directory / "allowed" / "policy" / "rpc" / "sim.1.key").unlink()
     assert keys.make(directory) == []
     assert keys.make(directory, ["bridge@or1", "robot@or1"]) == ["bridge@or1", "robot@or1"]
-    assert keys.admitted(directory, "policy")["rpc"] == ["bridge.1", "bridge@or1.1"]
+    assert keys.admitted(directory, "policy")["rpc"] == ["bridge.1", "bridge@or1.1", "sim-isaaclab.1"]
     assert keys.admitted(directory, "robot")["rpc"] == ["bridge.1", "bridge@or1.1"]
     assert keys.admitted(directory, "robot@or1")["rpc"] == ["bridge.1", "bridge@or1.1"]
 

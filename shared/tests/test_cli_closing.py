@@ -9,9 +9,9 @@ from typing import Any
 from sim2or.cli.closing import closing_lines, place_lines
 from sim2or.goals import at_least, at_most
 from sim2or.messages.job import Job, JobRecord, JobResult
-from sim2or.pipeline import Step
 from sim2or.runner import Finished, StepState
 from sim2or.stages import load_table
+from sim2or.step import Step
 
 FIGURES = {"trials": 200, "successes": 189, "success_rate": 0.945, "success_lower95": 0.9042}
 

@@ -102,7 +102,7 @@ def test_an_unknown_check_is_refused() -> None:
 
 def test_an_unknown_purpose_is_refused() -> None:
     """A misspelt purpose names the valid ones."""
-    with pytest.raises(ConfigError, match=r"'dmo'; valid: compose, demo, gpu, k8s, robot .*'demo'"):
+    with pytest.raises(ConfigError, match=r"'dmo'; valid: compose, demo, gpu, isaaclab, k8s, robot .*'demo'"):
         needed_for("dmo")
 
 
@@ -313,3 +313,15 @@ def test_a_cluster_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monk
     said = check("cluster")
     assert not said.ok
     assert "KUBECONFIG" in said.text
+
+
+def test_isaac_lab_has_an_environment_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where it is missing the doctor names the command that makes it; where it answers, its versions."""
+    monkeypatch.setattr("sys.prefix", str(tmp_path / ".venv"))
+    missing = check("isaaclab")
+    assert (missing.ok, "run `make setup-isaac`" in missing.text) == (False, True)
+    (tmp_path / ".venv-isaac" / "bin").mkdir(parents=True)
+    program(tmp_path / ".venv-isaac" / "bin", "python", "echo 3.0.0 1.6.1 1.17.0")
+    assert check("isaaclab") == Check("isaaclab", True, "3.0.0, newton 1.6.1, warp 1.17.0")
+    program(tmp_path / ".venv-isaac" / "bin", "python", "echo 'no package isaaclab' >&2; exit 1")
+    assert "no package isaaclab; run `make setup-isaac`" in check("isaaclab").text

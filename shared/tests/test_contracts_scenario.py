@@ -43,6 +43,7 @@ def test_ranges_are_the_declared_ones() -> None:
         ("mass_factor", 0.8, 1.2),
         ("grip_friction_factor", 0.7, 1.3),
         ("lag_s", 0.0, 0.05),
+        ("gain_factor", 0.9, 1.1),
     ):
         values = [getattr(scenario, key) for scenario in drawn]
         assert low <= min(values) < low + 0.05 * (high - low)
@@ -65,6 +66,16 @@ def test_a_mixture_draws_its_pieces_by_weight() -> None:
     yaws = [scenario.yaw_rad for scenario in scenario_list(TASK, "train", 1000, ranges=ranges)]
     assert sum(yaw > 0 for yaw in yaws) / 1000 == pytest.approx(0.75, abs=0.05)
     assert min(abs(yaw) for yaw in yaws) >= 0.4
+
+
+def test_gains_have_a_stream_of_their_own() -> None:
+    """A task that varies no gains draws the same values for everything else."""
+    ranges = TASK.ranges.model_copy(update={"gain_factor": (1.0, 1.0)})
+    plain = sample_scenario(TASK, 900007, ranges)
+    assert plain.gain_factor == 1.0
+    assert plain.model_copy(update={"gain_factor": 0.0}) == sample_scenario(TASK, 900007).model_copy(
+        update={"gain_factor": 0.0}
+    )
 
 
 def test_offset_continues_a_list() -> None:
@@ -94,6 +105,7 @@ def test_lists_refuse_what_they_do_not_hold(arguments: tuple[Any, ...], message:
     [
         ({"yaw_rad": 2.0}, r"yaw_rad = 2 is impossible; bounds -1\.0472…1\.0472"),
         ({"mass_factor": 0.0}, r"mass_factor = 0 is impossible"),
+        ({"gain_factor": 9.0}, r"gain_factor = 9 is impossible; bounds 0\.2…5"),
         ({"start_rad": (0, 0, 0, 0, 0, 1.0)}, r"start_rad\[5\] = 1 is impossible"),
         ({"start_rad": (0.0,)}, r"start_rad has 1 values"),
         ({"instrument": "scalpell"}, r"'scalpell'.*did you mean 'scalpel'"),

@@ -6,8 +6,9 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from sim2or.cluster.plan import Desk, Plan, plan_of
 from sim2or.errors import ConfigError
-from sim2or.pipeline import load_pipeline
+from sim2or.pipeline import Source, load_pipeline
 from sim2or.stages import load_table
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
@@ -73,6 +74,43 @@ def test_a_good_pipeline_is_resolved(write) -> None:
     assert {"sim", "dataset", "trainer", "exporter", "evaluator", "policy"} == pipeline.services
 
 
+STORED = f"""\
+name: stored
+stages:
+  - stage: import
+    inputs: {{recording: ["sha256:{"a" * 64}", "sha256:{"b" * 64}"]}}
+  - stage: convert
+    inputs: {{episodes: import}}
+"""
+
+
+def test_an_input_may_be_in_the_store_already(write) -> None:
+    """An artifact named by its digest is an input of its own, also of a planned step; it needs no step."""
+    pipeline, table = load_pipeline(write(STORED), load_table()), load_table()
+    first = pipeline.steps[0]
+    assert first.before == set()
+    digests = tuple(f"sha256:{letter * 64}" for letter in "ab")
+    assert first.inputs["recording"] == tuple(Source("", digest) for digest in digests)
+    plan = Plan.model_validate_json(plan_of(pipeline, table, run="stored").model_dump_json())
+    assert Desk(plan, table, lambda key: None).job("import", 0).inputs == {"recording": digests}
+    one = STORED.replace("recording", "episodes").replace("stage: import", "stage: train")
+    assert "takes one artifact" in refusal(write(one.replace("episodes:", "dataset:", 1)))
+    assert "inputs.recording" in refusal(write(STORED.replace("sha256:a", "sha256:A")))
+
+
+def test_a_configuration_chooses_the_service_that_answers(write) -> None:
+    """With ``engine: isaaclab`` other workers answer, from a queue of their own; the stage keeps its name."""
+    text = GOOD.replace("{demos: 8}", "{demos: 8, engine: isaaclab, num_envs: 4}")
+    pipeline = load_pipeline(write(text), load_table())
+    collect = pipeline.steps[0].info
+    assert (collect.name, collect.service, collect.queue) == ("collect", "sim-isaaclab", "collect-isaaclab")
+    assert pipeline.until("collect").services == {"sim-isaaclab"}
+    assert {"sim", "sim-isaaclab"} < pipeline.services
+    assert "unknown stage 'collect-isaaclab'" in refusal(
+        write(GOOD.replace("stage: collect\n", "stage: collect-isaaclab\n", 1))
+    )
+
+
 def test_until_keeps_only_what_a_step_needs(write) -> None:
     """``--until`` takes an id or a stage's name, and cuts off what comes after."""
     pipeline = load_pipeline(write(GOOD), load_table())
@@ -95,7 +133,7 @@ BAD = {
     "wrong choice": (
         "trials: 4}",
         "trials: 4, actor: chance}",
-        ["actor", "'chance'", "'policy', 'expert' or 'random'"],
+        ["actor", "'chance'", "'policy', 'expert', 'random' or 'replay'"],
     ),
     "unknown robot": ("seed: 4", "robot: so100", ["small.yaml:2", "robot", "'so100'", "so101"]),
     "unknown task": ("seed: 4", "task: handoff", ["small.yaml:2", "task", "'handoff'", "handover"]),
@@ -162,6 +200,11 @@ BAD = {
         "{policy: export}",
         "{policy: train}",
         ["inputs.trials", "rolls out 'train'", "valid: export"],
+    ),
+    "a gap about another list": (
+        "model: export}\n",
+        "model: export}\n  - {stage: gap, inputs: {reference: trials, other: trials}}\n",
+        ["scenarios", "'validation'", "reference 'trials' has list: 'heldout'"],
     ),
     "missing key": ("name: small\n", "", ["name", "missing"]),
 }

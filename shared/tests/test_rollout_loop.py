@@ -11,11 +11,13 @@ from sim2or.contracts.robot import load_robot
 from sim2or.contracts.scenario import Scenario, sample_scenario
 from sim2or.contracts.task import load_task
 from sim2or.messages.observation import Observation
-from sim2or.rollout.actor import Actor, Chunk, RandomActor, ReplayActor
+from sim2or.rollout.actor import Actor, Chunk, PromptActor, RandomActor
 from sim2or.rollout.chunk import ChunkExecutor
 from sim2or.rollout.control import ControlStep
-from sim2or.rollout.loop import run_episode
+from sim2or.rollout.episode import Episode
+from sim2or.rollout.loop import Play, perform, trial
 from sim2or.rollout.metrics import mean_squared_jerk, path_length_m
+from sim2or.rollout.replay import Recording, ReplayActor
 from sim2or.safety.kernel import SafetyKernel
 from sim2or.safety.limits import limits_of
 from sim2or.safety.stop import StopLatch, TorqueStage
@@ -48,7 +50,7 @@ class PerfectServo:
         return Truth(np.zeros(12, np.float32), False, there, there, "", {"handle_angle_rad": 0.1})
 
 
-class Goer:
+class Goer(PromptActor):
     """Wants the goal at once, from pictures."""
 
     horizon, sees = 20, True
@@ -72,17 +74,17 @@ def control(horizon: int = 20, execute: int = 5) -> ControlStep:
     return ControlStep(executor, kernel)
 
 
-def run(actor: Actor, latency_ticks: int = 0, max_steps: int = 60, world: PerfectServo | None = None):
+def run(
+    actor: Actor, latency_ticks: int = 0, max_steps: int = 60, world: PerfectServo | None = None
+) -> Episode:
     step = control(actor.horizon, min(5, actor.horizon))
-    return run_episode(
-        world or PerfectServo(),  # type: ignore[arg-type]
-        actor,
-        step,
-        SCENARIO,
-        session="s",
-        max_steps=max_steps,
-        latency_ticks=latency_ticks,
-    )
+    servo = world or PerfectServo()
+
+    def play(index: int, scenario: Scenario) -> Play[Episode]:
+        limits = {"session": "s", "max_steps": max_steps, "latency_ticks": latency_ticks}
+        return trial(servo, actor, step, scenario, index=index, **limits)  # type: ignore[arg-type]
+
+    return next(perform(servo, [SCENARIO], play))  # type: ignore[arg-type]
 
 
 def test_an_actor_reaches_its_goal_through_the_kernel() -> None:
@@ -124,7 +126,8 @@ def test_latency_beyond_the_age_limit_means_holds_and_no_stale_command() -> None
 def test_a_replay_commands_what_was_recorded() -> None:
     """Slow recorded actions pass unchanged."""
     recorded = (HOME + np.linspace(0, 0.05, 30)[:, None]).astype(np.float32)
-    episode = run(ReplayActor(recorded, horizon=20), max_steps=30)
+    recordings = {SCENARIO.seed: Recording(SCENARIO.model_dump(mode="json"), recorded)}
+    episode = run(ReplayActor(recordings, horizon=20), max_steps=30)
     np.testing.assert_allclose(episode.arrays()["commanded_rad"], recorded, atol=1e-6)
 
 
@@ -149,6 +152,56 @@ def test_a_random_actor_repeats_itself_by_scenario_and_stays_near_home() -> None
     assert (chunks[0] != chunks[2]).any()
     assert np.abs(chunks[0] - HOME).max() <= 0.5 + 1e-6
     assert (chunks[0] <= ROBOT.upper_rad).all()
+
+
+class Counters:
+    """A batch of worlds that only count: world n of scenario seed s is at s + its periods since the reset."""
+
+    def __init__(self, batch: int) -> None:
+        self.spec = WorldSpec("so101", "handover", ("j",), {}, 30.0, batch)
+        self.values, self.resets = [0.0] * batch, list[dict[int, int]]()
+
+    def reset(self, scenarios: Sequence[Scenario], ids: Sequence[int]) -> None:
+        self.resets.append({index: s.seed for index, s in zip(ids, scenarios, strict=True)})
+        for index, scenario in zip(ids, scenarios, strict=True):
+            self.values[index] = float(scenario.seed)
+
+    def step(self, targets_rad: np.ndarray) -> None:
+        self.told = targets_rad[:, 0].tolist()
+        self.values = [value + 1 for value in self.values]
+
+
+def test_a_free_world_begins_the_next_scenario_and_the_others_go_on() -> None:
+    """Episodes of 2, 4, 1 and 1 periods in two worlds: begun in order, told in their own world."""
+    world, lengths, told = Counters(2), {10: 2, 20: 4, 30: 1, 40: 1}, list[list[float]]()
+
+    def play(index: int, scenario: Scenario) -> Play[tuple[int, int, float]]:
+        for tick in range(lengths[scenario.seed]):
+            assert world.values[index] == scenario.seed + tick
+            yield np.array([scenario.seed], np.float32)
+        return scenario.seed, index, world.values[index]
+
+    scenarios = [SCENARIO.model_copy(update={"seed": seed}) for seed in lengths]
+    pulse = lambda: told.append(world.told)  # noqa: E731
+    ended = list(perform(world, scenarios, play, pulse=pulse))  # type: ignore[arg-type]
+    assert ended == [(10, 0, 12.0), (30, 0, 31.0), (40, 0, 41.0), (20, 1, 24.0)]
+    assert world.resets == [{0: 10, 1: 20}, {0: 30}, {0: 40}]
+    assert told == [[10, 20], [10, 20], [30, 20], [40, 20]]
+
+
+def test_every_episode_has_asked_before_one_waits() -> None:
+    """What episodes do before they give None happens in all of them before any goes on."""
+    world, order = Counters(3), list[str]()
+
+    def play(index: int, scenario: Scenario) -> Play[None]:
+        for _ in range(2):
+            order.append(f"ask {index}")
+            yield None
+            order.append(f"wait {index}")
+            yield np.zeros(1, np.float32)
+
+    list(perform(world, [SCENARIO] * 3, play))  # type: ignore[arg-type]
+    assert order == ["ask 0", "ask 1", "ask 2", "wait 0", "wait 1", "wait 2"] * 2
 
 
 def test_path_length_by_hand() -> None:

@@ -403,7 +403,7 @@ def test_a_followed_target_never_leaves_the_workspace(sequence: list[np.ndarray]
 
 def slew() -> SlewLimiter:
     """At rest at home; step 0.12 rad, speed 3.5 rad/s (0.1167 rad a tick), 60 rad/s² (0.0667)."""
-    return SlewLimiter(so101_limits(), PERIOD_S, HOME.astype(np.float32))
+    return SlewLimiter(so101_limits(), lambda q: np.array([0.2, 0.0, 0.1]), PERIOD_S, HOME.astype(np.float32))
 
 
 def followed(subject: SlewLimiter, offsets: list[float], ticks: list[int] | None = None) -> list[float]:
@@ -412,7 +412,9 @@ def followed(subject: SlewLimiter, offsets: list[float], ticks: list[int] | None
     seen = []
     for number, (offset, tick) in enumerate(zip(offsets, at, strict=True)):
         wanted = HOME + np.eye(6)[0] * offset
-        target, limited = subject.follow(wanted.astype(np.float32), number, tick * PERIOD_NS)
+        step = subject.follow(wanted.astype(np.float32), HOME.astype(np.float32), number, tick * PERIOD_NS)
+        assert step is not None
+        target, limited = step
         seen.append(float(target[0] - HOME[0]))
         assert limited == (abs(seen[-1] - offset) > 1e-4)
     return seen
@@ -430,9 +432,10 @@ def test_the_same_command_again_is_one_target() -> None:
     """A command that is executed twice, because the next is late, neither moves nor stops the arm."""
     subject, wanted = slew(), (HOME + 0.05).astype(np.float32)
     for tick in range(3):
-        target, limited = subject.follow(wanted, 7, tick * PERIOD_NS)
-        assert (target == wanted).all()
-        assert not limited
+        step = subject.follow(wanted, wanted, 7, tick * PERIOD_NS)
+        assert step is not None
+        assert (step[0] == wanted).all()
+        assert not step[1]
 
 
 def test_the_robot_does_not_jump_after_its_own_hold() -> None:
@@ -452,6 +455,41 @@ def test_two_commands_in_one_tick_are_no_double_step() -> None:
     seen = followed(slew(), [0.05, 0.15, 0.35, 0.45, 0.55, 0.65])
     assert seen[2] == pytest.approx(0.15 + 3.5 / 30, abs=1e-4)
     assert np.diff(seen).max() <= 3.5 / 30 + 1e-4
+
+
+def test_the_robot_stays_behind_a_fast_command_by_what_it_needs_to_stop() -> None:
+    """A gap behind 3 rad/s (0.1 rad a tick) shrinks to 0.0333 rad, the way of braking at 60 rad/s² after this
+    tick, as any command may be the last; it closes when the command stops, and not a bit is overshot.
+    """
+    moving = [0.05, 0.15, 0.35, *(0.35 + 0.1 * tick for tick in range(1, 11))]
+    wanted = [*moving, *[moving[-1]] * 4]
+    gaps = np.array(wanted) - followed(slew(), wanted)
+    assert gaps[2] == pytest.approx(0.35 - 0.15 - 3.5 / 30, abs=1e-4)
+    assert gaps[12] == pytest.approx(0.1 - 60 / 900, abs=1e-3)
+    assert gaps[-1] == pytest.approx(0.0, abs=1e-4)
+    assert gaps.min() > -1e-4
+
+
+def test_the_robot_leaves_the_workspace_on_no_way_of_its_own() -> None:
+    """From home to 0.3 rad the tool dips below the floor between 0.1 and 0.2 rad: it is not led there, unless
+    it is there already, nor does it set out for what lies below.
+    """
+    limits, home = so101_limits(), HOME.astype(np.float32)
+
+    def dip(joints_rad: np.ndarray) -> np.ndarray:
+        below = 0.1 < joints_rad[0] - HOME[0] < 0.2
+        return np.array([0.2, 0.0, limits.workspace_lower_m[2] + (-0.01 if below else 0.01)])
+
+    def turned(offset: float) -> np.ndarray:
+        return (HOME + np.eye(6)[0] * offset).astype(np.float32)
+
+    subject = SlewLimiter(limits, dip, PERIOD_S, home)
+    first, limited = subject.follow(turned(0.3), home, 0, 0) or (home, False)
+    assert first[0] - home[0] == pytest.approx(0.0667, abs=1e-4)
+    assert limited
+    assert subject.follow(turned(0.3), first, 0, PERIOD_NS) is None
+    assert subject.follow(turned(0.3), turned(0.15), 0, PERIOD_NS) is not None
+    assert SlewLimiter(limits, dip, PERIOD_S, home).follow(turned(0.15), home, 0, 0) is None
 
 
 @pytest.mark.parametrize("wanted", [[5.0] * 60, list(np.arange(0.05, 3.0, 0.05))], ids=["far", "creeping"])

@@ -20,13 +20,15 @@ from sim2or.errors import ConfigError
 from sim2or.messages.job import Job
 from sim2or.process import Identity, end_leftover, identify, is_running
 from sim2or.settings import Settings
-from sim2or.stages import ServiceInfo
+from sim2or.stages import ServiceInfo, load_table
 from sim2or.supervisor import (
     Supervised,
     Supervisor,
     SupervisorState,
     cancel_unfinished,
     check_shared_bus,
+    default_counts,
+    interpreter,
     read_state,
     running_state,
     scaled,
@@ -395,3 +397,26 @@ def test_scale_is_checked(text: str, words: str) -> None:
     """``--scale`` names the valid services and numbers."""
     with pytest.raises(ConfigError, match=words):
         scaled({"sim": 2}, [text])
+
+
+def test_a_service_with_its_own_environment_starts_only_where_it_is_asked_for() -> None:
+    """All services by default leave it out, a list or ``--scale`` brings it."""
+    table = load_table()
+    assert default_counts(table)["sim-isaaclab"] == 0
+    assert default_counts(table, ["sim-isaaclab", "dataset"]) == {"sim-isaaclab": 1, "dataset": 1}
+    assert scaled(default_counts(table), ["sim-isaaclab=1"])["sim-isaaclab"] == 1
+
+
+def test_a_missing_environment_is_refused_before_anything_starts(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the service, the interpreter that is missing and the command that makes it."""
+    info = load_table().services["sim-isaaclab"]
+    monkeypatch.setattr("sys.prefix", str(place.root / ".venv"))
+    with pytest.raises(ConfigError, match=r"sim-isaaclab.*\.venv-isaac/bin/python.*run `make setup-isaac`"):
+        interpreter(info)
+    counts = {"sim-isaaclab": 1}
+    supervisor = Supervisor(place.run_dir, load_table(), counts, Settings(run_dir=place.run_dir))
+    with pytest.raises(ConfigError, match="make setup-isaac"):
+        supervisor.run()
+    assert not place.run_dir.exists()

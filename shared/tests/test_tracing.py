@@ -17,13 +17,14 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from sim2or import tracing
 from sim2or.bus.pubsub import Publisher, Subscriber
+from sim2or.bus.questions import Questions
 from sim2or.bus.rpc import Client, ServerLoop
 from sim2or.clock import now_ns
 from sim2or.messages.envelope import Envelope, Origin
 from sim2or.messages.policy_request import PolicyError
 from sim2or.messages.robot_request import RobotReport, RobotRequest
 from sim2or.messages.robot_state import RobotState
-from sim2or.tracing import Questions, environment_traceparent, is_sampled, new_traceparent
+from sim2or.tracing import environment_traceparent, is_sampled, new_traceparent
 from structlog.testing import capture_logs
 
 sys.path.insert(0, str(Path(__file__).parent / "toy"))

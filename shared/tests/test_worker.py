@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent / "toy"))
 from sim2or.artifacts.store import Store
 from sim2or.errors import JobError, TransientError
 from sim2or.worker import Assignment, failure_of, run_assignment
+from sim2or.workspace import inherit
 from sim2or_toy.plugin import STAGES
 
 JOIN = next(info for info in STAGES if info.name == "join")
@@ -23,27 +24,65 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
+def assigned(store: Store, job: Path, number: int, times: int = 2) -> Assignment:
+    """An attempt of a job that adds up one number, 21."""
+    (job.parent / "0.txt").write_text("21")
+    numbers = store.put(job.parent / "0.txt", kind="numbers").digest
+    return Assignment(
+        job_id="j",
+        attempt=number,
+        stage="join",
+        key="k",
+        spec={"times": times},
+        inputs={"numbers": (numbers,)},
+        work=job / str(number),
+        store=store.root,
+    )
+
+
 def test_a_second_attempt_leaves_the_first_ones_artifact_alone(store: Store, tmp_path: Path) -> None:
     """An attempt that overwrites the files of one that was stored already does not write into the store."""
-    (tmp_path / "0.txt").write_text("21")
-    numbers = store.put(tmp_path / "0.txt", kind="numbers").digest
 
     def attempt(number: int, times: int) -> str:
-        assignment = Assignment(
-            job_id="j",
-            attempt=number,
-            stage="join",
-            key="k",
-            spec={"times": times},
-            inputs={"numbers": (numbers,)},
-            work=tmp_path / "work" / str(number),
-            store=store.root,
-        )
+        assignment = assigned(store, tmp_path / "work", number, times)
         outputs: dict[str, str] = run_assignment(assignment, JOIN, lambda _: None, lambda: False)["outputs"]
         return outputs["report"]
 
     first, second = attempt(1, times=2), attempt(2, times=3)
     assert [(store.checkout(d) / "sum.txt").read_text() for d in (first, second)] == ["42", "63"]
+
+
+def test_an_output_that_another_attempt_took_is_worth_another_try(store: Store, tmp_path: Path) -> None:
+    """A workspace that is taken away before its outputs are stored fails no job: the next attempt has it."""
+    job = tmp_path / "work"
+
+    def taken(_: object) -> None:
+        inherit(job / "1-zombie")
+
+    with pytest.raises(TransientError, match="another attempt of the job has its workspace") as told:
+        run_assignment(assigned(store, job, 2), JOIN, taken, lambda: False)
+    assert isinstance(told.value.__cause__, JobError)
+    assert (job / "1-zombie" / "sum.txt").read_text() == "42"
+    run_assignment(assigned(store, job, 3), JOIN, lambda _: None, lambda: False)
+    assert [path.name for path in job.iterdir()] == ["3"]
+
+
+def test_a_workspace_that_cannot_be_inherited_is_worth_another_try(store: Store, tmp_path: Path) -> None:
+    """What an earlier attempt left is gone between the look and the move: no failure for good."""
+    job = tmp_path / "work"
+    inherit(job / "1-a")
+    (job / "1-a").rename(tmp_path / "elsewhere")
+    (job / "1-a").symlink_to(tmp_path / "elsewhere")  # a rename of it gives no directory of one's own
+    (tmp_path / "elsewhere").rmdir()
+    with pytest.raises(TransientError, match="another attempt of the job has its workspace"):
+        run_assignment(assigned(store, job, 2), JOIN, lambda _: None, lambda: False)
+
+
+def test_what_fails_in_ones_own_workspace_fails(store: Store, tmp_path: Path) -> None:
+    """A stage that cannot write where nobody interferes has its own fault."""
+    (tmp_path / "work" / "1" / "sum.txt").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        run_assignment(assigned(store, tmp_path / "work", 2), JOIN, lambda _: None, lambda: False)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import resource
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -73,6 +76,29 @@ def test_the_latest_attempt_of_several_is_inherited(job: Path) -> None:
     inherit(job / "10-c")
     assert files(job / "10-c") == {"out/x": "one", "checkpoint": "1"}
     assert [path.name for path in job.iterdir()] == ["10-c"]
+
+
+def test_of_two_who_inherit_at_the_same_moment_nothing_is_lost(job: Path) -> None:
+    """However their steps fall between one another: who has no workspace is told, and the next has all."""
+    outcomes = Counter[bool]()
+
+    def attempt(workspace: Path) -> bool:
+        together.wait(30)
+        try:
+            inherit(workspace)
+        except FileNotFoundError:
+            assert not workspace.exists()
+            return False
+        return True
+
+    together = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(2, 300, 3):
+            outcomes.update(pool.map(attempt, [job / f"{number}-a", job / f"{number + 1}-b"]))
+            inherit(job / f"{number + 2}-c")
+            assert files(job / f"{number + 2}-c") == {"out/x": "one", "checkpoint": "1"}
+    assert [path.name for path in job.iterdir()] == ["301-c"]
+    assert outcomes[True] >= 100
 
 
 def test_an_inheritance_that_broke_off_leaves_nothing_between_the_files(job: Path) -> None:

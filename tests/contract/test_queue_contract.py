@@ -61,6 +61,34 @@ def test_a_job_goes_its_way(desk: Desk) -> None:
     assert jobs.outstanding("train") == 0
 
 
+def test_a_worker_of_several_stages_takes_the_jobs_of_all(desk: Desk) -> None:
+    """The first stage's jobs come first, each claim takes one, and nothing is left in the end."""
+    jobs = desk.jobs()
+    stages = ("import", "convert", "train")
+    for stage in ("train", "convert", "convert"):
+        jobs.submit(job(key=f"{stage}{jobs.outstanding(stage)}", stage=stage))
+    got = []
+    while claim := jobs.claim(stages, "w", block_s=0):
+        assert jobs.complete(claim, RESULT)
+        got.append(claim.job.stage)
+    assert got == ["convert", "convert", "train"]
+
+
+@pytest.mark.parametrize("stage", ["import", "convert", "train"])
+def test_a_worker_waits_for_all_its_stages_at_once(desk: Desk, stage: str) -> None:
+    """A job that comes to any stage while a worker waits for all is taken; so is one whose retry is due."""
+    jobs, stages = desk.jobs(retry_delays_s={"transient": 0.3}), ("import", "convert", "train")
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(desk.jobs().claim, stages, "w", block_s=30.0)
+        jobs.submit(job(stage=stage))
+        claim = waiting.result(timeout=40)
+    assert claim is not None
+    assert jobs.fail(claim, JobFailure(kind="transient", message="store away", traceback=""))
+    again = jobs.claim(stages, "w", block_s=30.0)
+    assert again is not None
+    assert (again.job.stage, again.attempt) == (stage, 2)
+
+
 def test_fifty_submissions_are_one_job(desk: Desk) -> None:
     """The same question asked fifty times at once is queued once."""
     jobs = desk.jobs()

@@ -23,9 +23,9 @@ from sim2or.artifacts.store import Store
 from sim2or.bus.jobs import Jobs
 from sim2or.bus.server import connect
 from sim2or.bus.server import start as start_redis
+from sim2or.disk import is_full
 from sim2or.errors import ConfigError, JobError, TransientError
 from sim2or.messages.job import Job
-from sim2or.worker import is_full
 from yard import Yard, until
 
 MB = 1_000_000

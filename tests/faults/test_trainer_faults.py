@@ -12,19 +12,14 @@ from types import ModuleType
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / "services" / "trainer" / "tests"))
 from sim2or.messages.job import Job
 from sim2or.model_card import ModelCard
+from small_policy import SMALL
 from yard import GRACE_S, Yard, environment, until
 
 TRAINER_TESTS = Path(__file__).parents[2] / "services" / "trainer" / "tests"
 STEPS, CHECKPOINT_EVERY = 400, 20
-SMALL = {
-    "dim_model": 32,
-    "dim_feedforward": 64,
-    "vector_width": 32,
-    "stem_channels": [16, 16],
-    "pose_width": 32,
-}
 
 
 def datasets() -> ModuleType:

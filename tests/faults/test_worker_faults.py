@@ -134,7 +134,7 @@ def test_a_frozen_worker_loses_its_job_and_cannot_take_it_back(yard: Yard, froze
 def test_the_last_write_of_a_zombie_reaches_no_artifact(yard: Yard, open_file: bool) -> None:
     """A worker in C outlives its lease and then writes once more: the heir's result is whole."""
     first = yard.agent()
-    job_id = yard.submit(steps=2, fault="spoil", hold_s=int(4 * LEASE_S), open_file=open_file)
+    job_id = yard.submit(steps=2, fault="spoil", hold_s=int(10 * LEASE_S), open_file=open_file)
     zombie = yard.stepped(job_id)["pid"]
     os.kill(first.pid, signal.SIGSTOP)
     yard.agent()
@@ -284,3 +284,69 @@ def test_sigterm_checkpoints_hands_back_and_the_next_attempt_goes_on(yard: Yard)
     assert (kinds["job.released"], kinds["job.lost"], kinds["job.done"], record.strikes) == (1, 0, 1, 0)
     steps = [line["step"] for line in yard.lines("steps", job_id)]
     assert sorted(steps) == list(range(20))
+
+
+@pytest.mark.faults("F19")
+def test_a_worker_may_use_its_whole_grace(yard: Yard) -> None:
+    """A stage that unwinds for three leases keeps its job for so long, and leaves its heir a checkpoint."""
+    grace = {"SIM2OR_GRACE_S": str(20 * LEASE_S)}
+    first = yard.agent(grace)
+    job_id = yard.submit(steps=20, pause_s=0.1, unwind_s=3 * LEASE_S)
+    yard.stepped(job_id, 3)
+    yard.agent(grace)
+    told_s = time.monotonic()
+    first.terminate()
+    assert first.wait(timeout=20 * LEASE_S + MARGIN_S) == 0
+    print(f"ended {time.monotonic() - told_s:.2f} s after SIGTERM, lease {LEASE_S:g} s")
+    heir = yard.started(job_id, 2)
+    (unwound,) = yard.lines("unwound", job_id)
+    assert heir["at_ns"] > unwound["at_ns"]
+    assert heir["step"] == unwound["step"] >= 3
+    record = yard.wait(job_id, "done")
+    kinds = yard.kinds(job_id)
+    assert (kinds["job.released"], kinds["job.lost"], record.attempts, record.strikes) == (1, 0, 2, 0)
+    assert yard.lines("overlaps") == []
+    assert sorted(line["step"] for line in yard.lines("steps", job_id)) == list(range(20))
+
+
+@pytest.mark.faults("F19")
+def test_what_is_done_in_the_grace_is_recorded(yard: Yard) -> None:
+    """A stage that was near its end when it was told to stop, and ends well, has not to be run again."""
+    agent = yard.agent({"SIM2OR_GRACE_S": str(20 * LEASE_S)})
+    job_id = yard.submit(steps=1, fault="deaf", pause_s=3 * LEASE_S)
+    yard.started(job_id)
+    agent.terminate()
+    assert agent.wait(timeout=20 * LEASE_S + MARGIN_S) == 0
+    kinds = yard.kinds(job_id)
+    assert (yard.jobs.get(job_id).state, kinds["job.started"], kinds["job.released"]) == ("done", 1, 0)
+
+
+@pytest.mark.faults("F19")
+def test_a_grace_ends(yard: Yard) -> None:
+    """A stage that unwinds for longer than its grace is ended, and its job is free at once."""
+    agent = yard.agent()
+    job_id = yard.submit(steps=20, pause_s=0.1, unwind_s=600)
+    worker = yard.stepped(job_id)["pid"]
+    agent.terminate()
+    assert agent.wait(timeout=GRACE_S + MARGIN_S) == 0
+    assert gone(worker)
+    assert (yard.jobs.get(job_id).state, yard.lines("unwound", job_id)) == ("queued", [])
+
+
+@pytest.mark.faults("F19")
+def test_a_job_that_is_lost_in_the_grace_is_let_go(yard: Yard) -> None:
+    """Told to stop, then without a bus: worker and agent end long before the grace, and one heir works."""
+    with FaultProxy(Path(yard.redis.url.removeprefix("unix://"))) as proxy:
+        url = f"redis://127.0.0.1:{proxy.port}/0"
+        first = yard.agent({"SIM2OR_GRACE_S": "600"}, url=url)
+        job_id = yard.submit(steps=20, pause_s=0.1, unwind_s=600)
+        worker = yard.stepped(job_id)["pid"]
+        first.terminate()
+        until(lambda: yard.lines("told", job_id), "stage that unwinds")
+        proxy.cut()
+        until(lambda: gone(worker), "end of the worker", timeout_s=LEASE_S + MARGIN_S)
+        yard.agent()
+        yard.started(job_id, 2)
+        proxy.heal()
+        assert first.wait(timeout=60) == 0
+    assert (yard.kinds(job_id)["job.lost"], yard.lines("overlaps")) == (1, [])

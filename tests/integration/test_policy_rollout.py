@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from sim2or.errors import JobError
 from sim2or.messages.rollout import RolloutSpec
+from sim2or.rollout import motion
 from sim2or_sim.rollout import TRIALS, run
 
 ARTIFACT = "sha256:recording"
@@ -38,10 +39,9 @@ class Job:
 def served(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The expert's commands for the first validation scenario, served as a policy."""
     directory = tmp_path_factory.mktemp("s")
-    spec = RolloutSpec(trials=1, actor="expert", list="validation", films_successes=1, film_height_px=48)
-    run(spec, Job(directory))
-    with np.load(next((directory / "rollouts").glob("trial_*.npz"))) as film:
-        np.save(directory / "actions.npy", film["commanded_rad"])
+    run(RolloutSpec(trials=1, actor="expert", list="validation", films_successes=0), Job(directory))
+    (path,) = (directory / "rollouts").glob("motions/*.npy")
+    np.save(directory / "actions.npy", motion.read(path)["commanded_rad"])
     endpoint = f"ipc://{directory}/p"
     monkeypatch.setenv("SIM2OR_POLICY_ENDPOINT", endpoint)
     command = [sys.executable, str(SCRIPT), endpoint, str(directory / "actions.npy"), "1", ARTIFACT]

@@ -328,7 +328,7 @@ def test_a_train_job_finds_its_runtime() -> None:
 def _page(jobs: MemoryJobs) -> str:
     from prometheus_client.exposition import generate_latest
 
-    source = queue_source(jobs, [stage.name for stage in STAGES])
+    source = queue_source(jobs, [stage.queue for stage in STAGES])
     return generate_latest(Metrics("figures", {"bus": source}).registry).decode()
 
 

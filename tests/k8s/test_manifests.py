@@ -205,11 +205,14 @@ def test_nobody_has_anothers_keys(name: str) -> None:
 
 
 def test_every_service_of_the_table_has_pods() -> None:
-    """The base runs each service, with the image and the command that the table names."""
-    found = {where.partition("/")[2]: template for where, template in pods(rendered("overlays/spark"))}
+    """The base, or a component for it, runs each service with its image and the command of the table."""
+    trees = ("overlays/spark", "components/isaaclab", "components/rl")
+    found = {where.partition("/")[2]: template for name in trees for where, template in pods(rendered(name))}
+    images = {"sim-isaaclab": "sim-isaaclab", "rl": "rl"}
     for info in SERVICES:
         (container,) = found[info.name]["spec"]["containers"]
-        assert container["image"].startswith(f"sim2or/{info.module.removeprefix('sim2or_')}:")
+        image = images.get(info.name, info.module.removeprefix("sim2or_"))
+        assert container["image"].startswith(f"sim2or/{image}:")
         assert container["args"] == list(info.command)
 
 
@@ -228,7 +231,7 @@ def test_the_ways_are_those_that_stages_need() -> None:
             assert any(stage.service in clients for (name, _), clients in ways.items() if name == server)
     assert ways["robot", 7602] == {"bridge"}
     assert ways["robot", 7603] == {"bridge"}
-    assert ways["policy", 7601] == {"bridge", "sim"}
+    assert ways["policy", 7601] == {"bridge", "sim", "sim-isaaclab"}
     assert ways["redis", 6379] == {stage.service for stage in STAGES} | {"runner", "figures"}
 
 

@@ -18,7 +18,7 @@ from sim2or.artifacts.answers import Answers
 from sim2or.artifacts.mirrored import open_store
 from sim2or.artifacts.store import Store
 from sim2or.bus.memory import MemoryBus, MemoryEvents, MemoryJobs
-from sim2or.cli.main import EXIT_ERROR, EXIT_INTERRUPTED
+from sim2or.cli.terminal import EXIT_ERROR, EXIT_INTERRUPTED
 from sim2or.cluster.plan import Desk, Plan, PlannedStep, load_plan, plan_of
 from sim2or.cluster.render import MAX_NAME, failure_rules, job_manifest, pipeline_manifests, pod_templates
 from sim2or.errors import ConfigError, JobError, TransientError
@@ -128,6 +128,23 @@ def test_the_sweep_in_the_tree_covers_its_plan() -> None:
     assert job["spec"]["completions"] == plan.steps[0].jobs
     asked = Desk(plan, load_table(), lambda key: None).job("collect", plan.steps[0].jobs - 1)
     assert asked.spec["demos"] == 260
+
+
+@pytest.mark.usefixtures("kubectl")
+def test_a_step_in_isaac_lab_is_a_job_of_its_pods() -> None:
+    """With ``engine: isaaclab`` a step's Job has Isaac Lab's image; without that component it is refused."""
+    plan = plan_of(
+        load_pipeline(ROOT.parent / "pipelines" / "isaaclab.yaml", load_table()), load_table(), run="r"
+    )
+    objects = rendered("components/isaaclab")
+    jobs = [
+        m for m in pipeline_manifests(plan, load_table(), objects, steps=["collect"]) if m["kind"] == "Job"
+    ]
+    (container,) = jobs[0]["spec"]["template"]["spec"]["containers"]
+    assert container["image"].startswith("sim2or/sim-isaaclab:")
+    assert container["args"][:1] + container["args"][-1:] == ["shard", "collect"]
+    with pytest.raises(ConfigError, match="no pods of 'sim-isaaclab'"):
+        pipeline_manifests(plan, load_table(), rendered("overlays/spark"), steps=["collect"])
 
 
 @pytest.mark.usefixtures("kubectl")
@@ -273,12 +290,14 @@ def test_a_pod_says_whether_another_is_worth_it(
 
 @pytest.mark.faults("F19")
 def test_an_interrupted_pod_hands_back_what_it_had(toys: Cluster, table: Table) -> None:
-    """SIGTERM ends a pod in its grace with its own status, and the next one goes on where it was."""
-    jobs = _jobs(toys, table, shards=1, count=40, pause_s=0.05)
+    """SIGTERM ends a pod with its own status, after its whole grace if need be, and the next one goes on."""
+    toys.variables |= {"SIM2OR_LEASE_S": "1", "SIM2OR_GRACE_S": "20"}
+    jobs = _jobs(toys, table, shards=1, count=40, pause_s=0.05, unwind_s=3)
     process = toys.start(jobs["write"], 0)
     until(lambda: list((toys.root / "flags").glob("wrote-2-*")), "third number")
     process.terminate()
-    assert process.wait(20) == ExitStatus.INTERRUPTED
+    assert process.wait(30) == ExitStatus.INTERRUPTED
+    assert list((toys.root / "flags").glob("unwound-0-*"))
     assert toys.run(jobs["write"]) == set()
     wrote = Counter(path.name.split("-")[1] for path in (toys.root / "flags").glob("wrote-*"))
     assert wrote["0"] == wrote["1"] == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from sim2or.errors import ConfigError
-from sim2or_evaluator.statistics import mcnemar_exact, newcombe, trials_to_prove, wilson
+from sim2or_evaluator.statistics import mcnemar_exact, newcombe, tango, trials_to_prove, wilson
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,40 @@ def test_newcombe_is_antisymmetric() -> None:
     """Swapping the two arms mirrors the interval."""
     forward, backward = newcombe(19, 20, 15, 20), newcombe(15, 20, 19, 20)
     assert (forward.lower, forward.upper) == pytest.approx((-backward.upper, -backward.lower))
+
+
+def test_tango_against_a_worked_example() -> None:
+    """Fagerland, Lydersen and Laake 2014, airway data of 21 children: −0.517 to −0.026 for 1 and 7 of 21."""
+    interval = tango(1, 7, 21)
+    assert (interval.lower, interval.upper) == pytest.approx((-0.517, -0.026), abs=5e-4)
+
+
+def test_tango_without_discordant_scenarios_by_hand() -> None:
+    """Forty scenarios without a difference leave ± z² / (n + z²) = 3.8415 / 43.8415 open."""
+    interval = tango(0, 0, 40)
+    assert (interval.lower, interval.upper) == pytest.approx((-0.08762, 0.08762), abs=1e-5)
+
+
+def test_tango_where_only_one_ever_succeeds_by_hand() -> None:
+    """Forty of forty against none: from (n − z²) / (n + z²) = 36.1585 / 43.8415 to 1."""
+    interval = tango(40, 0, 40)
+    assert (interval.lower, interval.upper) == pytest.approx((0.82476, 1.0), abs=1e-5)
+
+
+def test_tango_is_antisymmetric_and_narrower_with_more_agreement() -> None:
+    """Swapping the arms mirrors it; more scenarios in which both agree make it narrower."""
+    forward, backward = tango(9, 2, 40), tango(2, 9, 40)
+    assert (forward.lower, forward.upper) == pytest.approx((-backward.upper, -backward.lower))
+    more = tango(9, 2, 80)
+    assert more.upper - more.lower < forward.upper - forward.lower
+    assert 7 / 40 in forward
+
+
+def test_tango_without_scenarios_says_nothing() -> None:
+    """Nothing seen leaves every difference possible, and impossible counts are refused."""
+    assert (tango(0, 0, 0).lower, tango(0, 0, 0).upper) == (-1.0, 1.0)
+    with pytest.raises(ConfigError, match="successes=7"):
+        tango(3, 4, 6)
 
 
 @pytest.mark.parametrize(

@@ -79,3 +79,21 @@ def test_collect_and_resume(tmp_path):
     with EpisodeFile(lost) as file:
         np.testing.assert_array_equal(file.actions_rad(), episode.actions_rad)
         np.testing.assert_array_equal(file.images("room"), episode.images["room"])
+
+
+@pytest.mark.slow
+def test_demonstrations_side_by_side_are_those_one_by_one(tmp_path):
+    """Three worlds together record the episodes that one world records, to the bit, pictures included."""
+    episodes = []
+    for worlds in (1, 3):
+        work = tmp_path / str(worlds)
+        collect(CollectSpec(demos=4, num_envs=worlds), WorkContext(work))
+        for entry in read_index(work / "episodes"):
+            with EpisodeFile(work / "episodes" / entry.file) as file:
+                episodes.append(file.read())
+    for one, three in zip(episodes[:4], episodes[4:], strict=True):
+        assert one.header == three.header
+        for name in ("actions_rad", "position_rad", "velocity_radps", "time_s", "instrument", "taken"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(three, name))
+        for camera, images in one.images.items():
+            np.testing.assert_array_equal(images, three.images[camera])

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from sim2or.errors import JobError
 from sim2or.messages.rollout import RolloutSpec
+from sim2or.rollout.motion import motion_path, read
 from sim2or.stage import Cancelled
-from sim2or_sim.rollout import TRIALS, run
+from sim2or_sim.rollout import FILMS, TRIALS, run
 
 
 @dataclass
@@ -38,8 +39,13 @@ def spec(**changes: object) -> RolloutSpec:
     )
 
 
-def lines(work: Path) -> list[dict]:
-    return [json.loads(line) for line in (work / "rollouts" / TRIALS).read_text().splitlines()]
+def lines(work: Path, file: str = TRIALS) -> list[dict]:
+    return [json.loads(line) for line in (work / "rollouts" / file).read_text().splitlines()]
+
+
+def timeless(trials: list[dict]) -> dict[int, dict]:
+    kept = [{k: v for k, v in trial.items() if not k.startswith("inference")} for trial in trials]
+    return {trial["seed"]: trial for trial in kept}
 
 
 def test_the_expert_succeeds_and_the_kernel_does_not_touch_its_motion(tmp_path: Path) -> None:
@@ -76,23 +82,34 @@ def test_a_stopped_job_goes_on_where_it_was_and_ends_the_same(tmp_path: Path) ->
     with (broken / "rollouts" / TRIALS).open("a") as file:
         file.write('{"seed": 900002, "succ')
     run(spec(), Job(broken))
-
-    def timeless(trials: list[dict]) -> list[dict]:
-        return [{k: v for k, v in trial.items() if not k.startswith("inference")} for trial in trials]
-
     assert timeless(lines(broken)) == timeless(lines(whole))
 
 
 def test_a_film_replays_the_trial_that_was_judged(tmp_path: Path) -> None:
     """The pictures come from a replay of the recorded commands, which ends as the trial did."""
     run(spec(trials=2, films_successes=1, film_height_px=48), Job(tmp_path))
-    filmed = [trial for trial in lines(tmp_path) if "replayed_alike" in trial]
-    assert [trial["replayed_alike"] for trial in filmed] == [True]
-    with np.load(tmp_path / "rollouts" / f"trial_{filmed[0]['seed']}.npz") as film:
-        frames, commanded = film["frames_room"], film["commanded_rad"]
-    assert frames.shape == ((filmed[0]["steps"] + 1) // 2 + 1, 48, 64, 3)
-    assert commanded.shape == (filmed[0]["steps"], 6)
+    assert lines(tmp_path, FILMS) == [{"seed": 900000, "replayed_alike": True}]
+    with np.load(tmp_path / "rollouts" / "trial_900000.npz") as film:
+        frames = film["frames_room"]
+    steps = next(trial["steps"] for trial in lines(tmp_path) if trial["seed"] == 900000)
+    assert frames.shape == ((steps + 1) // 2 + 1, 48, 64, 3)
     assert frames.std() > 10
+
+
+def test_trials_side_by_side_are_those_one_by_one(tmp_path: Path) -> None:
+    """Three worlds together give the lines, the motions and the films that one world gives, to the bit."""
+    for name, worlds in (("one", 1), ("three", 3)):
+        (tmp_path / name).mkdir()
+        run(spec(trials=5, num_envs=worlds, films_successes=2, film_height_px=48), Job(tmp_path / name))
+    one, three = tmp_path / "one", tmp_path / "three"
+    assert timeless(lines(one)) == timeless(lines(three))
+    assert len(lines(one)) == 5
+    assert lines(one, FILMS) == lines(three, FILMS)
+    for seed in range(900000, 900005):
+        motions = [read(motion_path(work / "rollouts", seed)) for work in (one, three)]
+        assert motions[0].tobytes() == motions[1].tobytes()
+    films = [np.load(work / "rollouts" / "trial_900001.npz")["frames_room"] for work in (one, three)]
+    np.testing.assert_array_equal(*films)
 
 
 def test_chance_does_not_hand_over_instruments(tmp_path: Path) -> None:

@@ -265,8 +265,9 @@ def test_the_judge_accepts_all_that_the_kernel_lets_through() -> None:
     assert 12 <= counts["holds_by_commander"] < 300
 
 
+@pytest.mark.parametrize("reach_rad", [0.4, 1.2], ids=["within the box", "beyond the box"])
 @pytest.mark.parametrize("seed", range(5))
-def test_no_line_makes_the_arm_jump(arm: SimulatedRobot, seed: int) -> None:
+def test_no_line_makes_the_arm_jump(arm: SimulatedRobot, seed: int, reach_rad: float) -> None:
     """Commands that the kernel made come late, two at a time or never, and the robot holds in between:
     whatever reaches it, what it executes breaks no limit, and it stays behind some of the commands.
     """
@@ -279,7 +280,7 @@ def test_no_line_makes_the_arm_jump(arm: SimulatedRobot, seed: int) -> None:
         now_ns = tick * PERIOD_NS
         pose = arm.world.sense(0, cameras=False).position_rad
         if tick % 11 == 0:
-            wanted = HOME + random.uniform(-0.8, 0.8, HOME.shape) * 0.5
+            wanted = HOME + random.uniform(-reach_rad, reach_rad, HOME.shape)
         decision = kernel.filter(wanted, pose, now_ns, now_ns, measured_ns=now_ns)
         late_ns = round(random.choice([0.5, 0.5, 1.7, 2.6, 12]) * PERIOD_NS)
         if random.random() < 0.95 and tick % 60 < 45 and decision.target_rad is not None:
@@ -294,10 +295,40 @@ def test_no_line_makes_the_arm_jump(arm: SimulatedRobot, seed: int) -> None:
             now_ns += PERIOD_NS // 3
         arm.act(now_ns)
     counts = Judge(ROBOT, TASK).judge(arm.log.episode())["s"]
-    motion = ("outside_range", "steps_too_large", "too_fast", "too_sudden", "holds_away")
+    motion = (
+        "outside_range",
+        "outside_workspace",
+        "steps_too_large",
+        "too_fast",
+        "too_sudden",
+        "holds_away",
+    )
     assert {name: counts[name] for name in motion} == dict.fromkeys(motion, 0)
     assert counts["limited"] > 0
     assert counts["holds_by_watchdog"] + counts.get("holds_by_expired", 0) > 0
+
+
+def test_it_holds_where_its_own_way_leaves_the_box(arm: SimulatedRobot) -> None:
+    """Near the floor the arm does not set out for what lies below: it is held where it is measured, the log
+    says why, and it goes on when a command leads up again.
+    """
+
+    def go(tick: int, target_rad: Sequence[float]) -> None:
+        times = {"captured_ns": tick * PERIOD_NS, "issued_ns": tick * PERIOD_NS}
+        arm.hear(command(tick, target_rad=np.array(target_rad, np.float32), **times), tick * PERIOD_NS)
+        arm.act(tick * PERIOD_NS)
+
+    for tick, lift in enumerate(np.linspace(0, LOW - 0.02, 40)):
+        go(tick, sunk(lift))
+    for tick in range(40, 44):
+        go(tick, sunk(LOW + 0.4))
+    held = [one for one in executed(arm) if one["hold"] == "workspace"]
+    assert held == executed(arm)[-4:]
+    assert held[0]["target_rad"] == held[0]["measured_rad"] == held[-1]["target_rad"]
+    go(44, pan(0))
+    assert (executed(arm)[-1]["hold"], executed(arm)[-1]["limited"]) == ("", True)
+    counts = Judge(ROBOT, TASK).judge(arm.log.episode())["s"]
+    assert (counts["violations"], counts["holds_by_workspace"]) == (0, len(held))
 
 
 def test_a_step_across_a_reset_is_no_violation() -> None:

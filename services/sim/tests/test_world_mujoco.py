@@ -70,30 +70,39 @@ def test_model_has_the_profile_in_it(instrument: str) -> None:
 
 
 def test_scenario_changes_masses_and_frictions(world: MujocoWorld) -> None:
-    """Mass and both friction factors reach the model, and the next scenario starts from nominal again."""
+    """Mass, frictions and gains reach the model, and the next scenario starts from nominal again."""
     world.reset([_plain(mass_factor=1.2, grip_friction_factor=0.7, table_friction_factor=1.3)])
-    model = world._rooms[0].model
+    model = world._rooms[0].scene.model
     assert model.body("instrument").mass[0] == pytest.approx(1.2 * TASK.instruments["scalpel"].mass_kg)
     assert model.geom("pad_fixed").friction[0] == pytest.approx(0.7 * ROBOT.tool.pad_friction.slide)
     assert model.geom("tray_0").friction[0] == pytest.approx(1.3 * TASK.tray.friction.slide)
+    servo, lift = ROBOT.servo, world._rooms[0].scene.model.actuator("shoulder_lift")
+    world.reset([_plain(gain_factor=1.1)])
+    assert lift.gainprm[0] == pytest.approx(1.1 * servo.stiffness_nmprad)
+    assert lift.biasprm[1:3] == pytest.approx([-1.1 * servo.stiffness_nmprad, -1.1 * servo.damping_nmsprad])
     world.reset([_plain()])
+    assert lift.gainprm[0] == pytest.approx(servo.stiffness_nmprad)
     assert model.body("instrument").mass[0] == pytest.approx(TASK.instruments["scalpel"].mass_kg)
 
 
 def test_delay_splits_a_period() -> None:
     """A delay of 30 steps at 20 a period plays ten of the command two before, then ten of the one before."""
-    start, one, two = (np.full(1, value) for value in (0.0, 1.0, 2.0))
-    delay = Delay(30, 20, start)
-    assert delay.pieces(one) == [(start, 10), (start, 10)]
-    assert delay.pieces(two) == [(start, 10), (one, 10)]
-    assert Delay(0, 20, start).pieces(one) == [(one, 20)]
+    delay = Delay(np.zeros((2, 1)), 20, 40)
+    delay.begin([0], np.array([30]), np.zeros((1, 1)))
+    delay.push(np.full((2, 1), 1.0))
+    assert delay.pieces(0) == [(0.0, 10), (0.0, 10)]
+    assert delay.pieces(1) == [(1.0, 20)]
+    delay.push(np.full((2, 1), 2.0))
+    assert delay.pieces(0) == [(0.0, 10), (1.0, 10)]
+    spans = [(told[:, 0].tolist(), count) for told, count in delay.spans()]
+    assert spans == [([0.0, 2.0], 10), ([1.0, 2.0], 10)]
 
 
 def test_broken_physics_is_a_failure_not_an_exception(world: MujocoWorld) -> None:
     """When the state becomes NaN the episode fails as unstable and everything reported stays finite."""
     world.reset([_plain()])
     world.step(HOME[None])
-    world._rooms[0].data.qvel[0] = np.nan
+    world._rooms[0].scene.qvel[0] = np.nan
     world.step(HOME[None])
     world.step(HOME[None])
     truth, sensed = world.truth(), world.sense(cameras=False)

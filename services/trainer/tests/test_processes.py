@@ -30,16 +30,12 @@ from sim2or_trainer.frames import Order
 from sim2or_trainer.group import Group, find_group
 from sim2or_trainer.stage import CHECKPOINT_DIRECTORY, JOURNAL_FILE, RESUME_DIRECTORY, run
 
+sys.path.insert(0, str(Path(__file__).parent))
+from small_policy import SMALL
+
 END_S = 240.0
 """Longest that a group of small processes may take; it is there to end a hang."""
 
-SMALL = {
-    "dim_model": 32,
-    "dim_feedforward": 64,
-    "vector_width": 32,
-    "stem_channels": [16, 16],
-    "pose_width": 32,
-}
 ROW_MEAN = SMALL | {"chunk_size": 1, "n_action_steps": 1}
 """Chunks of one action are never padded: the loss is a mean over rows, so that it adds up over processes."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,13 +17,8 @@ from sim2or.stage import Cancelled
 from sim2or_trainer import resume
 from sim2or_trainer.stage import CHECKPOINT_DIRECTORY, JOURNAL_FILE, RESUME_DIRECTORY, run
 
-SMALL = {
-    "dim_model": 32,
-    "dim_feedforward": 64,
-    "vector_width": 32,
-    "stem_channels": [16, 16],
-    "pose_width": 32,
-}
+sys.path.insert(0, str(Path(__file__).parent))
+from small_policy import SMALL
 
 
 def spec(**fields: object) -> TrainSpec:

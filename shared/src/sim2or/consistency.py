@@ -7,14 +7,13 @@ work, a verdict about other trials than those that its rollouts make.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sim2or.contracts.robot import load_robot
+from sim2or.contracts.room import check_reference
 from sim2or.contracts.task import load_task
 from sim2or.errors import ConfigError
-
-if TYPE_CHECKING:
-    from sim2or.pipeline import Step
+from sim2or.step import Step
 
 type Spec = Mapping[str, Any]
 type Finding = tuple[str, str]
@@ -28,7 +27,7 @@ ACTORS = {"trials": "policy", "torch": "policy", "expert": "expert", "random": "
 
 
 def spec_findings(stage: str, spec: Spec, shards: int = 1) -> Iterator[Finding]:
-    """Looks at one stage's configuration: profiles, scenario lists, divisibility.
+    """Looks at one stage's configuration: profiles, room, scenario lists, divisibility.
 
     Args:
         stage: The stage's name; stages of plugins have their profiles checked only.
@@ -37,6 +36,7 @@ def spec_findings(stage: str, spec: Spec, shards: int = 1) -> Iterator[Finding]:
     """
     profiles = list(profile_findings(spec))
     yield from profiles
+    yield from _room_findings(spec)
     if stage in LIST_KEYS:
         list_key, count_key = LIST_KEYS[stage]
         if not any(key == "task" for key, _ in profiles):
@@ -64,6 +64,15 @@ def profile_findings(spec: Spec) -> Iterator[Finding]:
         yield "task", f"{text}; name a task profile for {robot.name!r}"
 
 
+def _room_findings(spec: Spec) -> Iterator[Finding]:
+    """Looks for the room that a configuration names; files of a path are the worker's to find."""
+    try:
+        if spec.get("room"):
+            check_reference(spec["room"])
+    except ConfigError as error:
+        yield "room", str(error).removeprefix("room: ")
+
+
 def step_findings(step: Step, steps: Mapping[str, Step]) -> Iterator[Finding]:
     """Looks at a step beside the steps whose artifacts it takes.
 
@@ -75,6 +84,8 @@ def step_findings(step: Step, steps: Mapping[str, Step]) -> Iterator[Finding]:
         yield from _evaluate_findings(step, steps)
     if step.info.name == "deploy":
         yield from _deploy_findings(step, steps)
+    if step.info.name == "gap":
+        yield from _gap_findings(step, steps)
 
 
 def _list_findings(spec: Spec, list_key: str, count_key: str) -> Iterator[Finding]:
@@ -111,7 +122,7 @@ def _evaluate_findings(step: Step, steps: Mapping[str, Step]) -> Iterator[Findin
     models = _sources(step, "model", steps, "export")
     counts = {model.id: 0 for model in models}
     for source in trials:
-        policies = [origin.step for origin in source.inputs.get("policy", ())]
+        policies = [origin.step for origin in source.inputs.get("policy", ()) if origin.step]
         for policy in policies:
             if models and policy not in counts:
                 text = f"{source.id!r} rolls out {policy!r}; valid: {', '.join(counts)}"
@@ -135,6 +146,16 @@ def _deploy_findings(step: Step, steps: Mapping[str, Step]) -> Iterator[Finding]
             yield "gate_scenarios", f"{gate!r}, but {verdict.id!r} has {verdict.spec['scenarios']!r}"
 
 
+def _gap_findings(step: Step, steps: Mapping[str, Step]) -> Iterator[Finding]:
+    """A gap's trials: of the list, the task and the robot that it says."""
+    for role in ("reference", "other"):
+        for source in _sources(step, role, steps, "rollout"):
+            for ours, theirs in (("scenarios", "list"), ("task", "task"), ("robot", "robot")):
+                if source.spec[theirs] != step.spec[ours]:
+                    text = f"{step.spec[ours]!r}, but {role} {source.id!r} has {theirs}"
+                    yield ours, f"{text}: {source.spec[theirs]!r}"
+
+
 def _sources(step: Step, role: str, steps: Mapping[str, Step], stage: str) -> Sequence[Step]:
-    found = [steps[source.step] for source in step.inputs.get(role, ())]
+    found = [steps[source.step] for source in step.inputs.get(role, ()) if source.step]
     return [source for source in found if source.info.name == stage]

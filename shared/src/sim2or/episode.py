@@ -37,6 +37,7 @@ from pydantic import Field, ValidationError
 
 from sim2or.artifacts.store import sync
 from sim2or.contracts.robot import RobotProfile
+from sim2or.contracts.room import RoomRecord
 from sim2or.contracts.task import TaskProfile
 from sim2or.errors import JobError
 from sim2or.messages.message import Spec
@@ -79,6 +80,7 @@ class EpisodeHeader(Spec):
         digests: Profile kind to the profile's digest.
         scenario: Everything random about it.
         metrics: Figures of the whole episode.
+        room: The own room it was recorded in; none for the built-in one.
     """
 
     index: int = Field(ge=0)
@@ -95,6 +97,7 @@ class EpisodeHeader(Spec):
     digests: dict[str, str] = Field(default_factory=dict)
     scenario: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, float] = Field(default_factory=dict)
+    room: RoomRecord | None = None
 
     @property
     def file_name(self) -> str:
@@ -398,6 +401,7 @@ class EpisodeFile:
                 "scenario": json.loads(attrs["scenario"]),
                 "metrics": json.loads(attrs["metrics"]),
                 "physics_hz": 1.0 / env["sim_args"]["dt"],
+                "room": env.get("room"),
                 **{key: env[key] for key in ("robot", "task", "joints", "control_hz", "digests")},
             }
             return EpisodeHeader.model_validate(fields)
@@ -508,7 +512,7 @@ def _env_args(header: EpisodeHeader) -> dict[str, Any]:
         "task": header.task,
         "joints": list(header.joints),
         "digests": header.digests,
-    }
+    } | ({"room": header.room.model_dump(mode="json")} if header.room else {})
 
 
 def _entry(header: EpisodeHeader, file: str, steps: int) -> IndexEntry:

@@ -22,6 +22,8 @@ SELF_TEST_FILE = "selftest.npz"
 
 STATE = "observation.state"
 IMAGE_PREFIX = "observation.images."
+CHANNEL_PREFIX = "observation.environment_state."
+"""Before the names of further numbers that whoever asks must send: a target, the newest command, a pose."""
 PRIVILEGED_PREFIX = "observation.privileged."
 ACTION = "action"
 
@@ -84,7 +86,8 @@ class ModelCard(Spec):
         names = [tensor.name for tensor in self.inputs]
         if len(set(names)) != len(names):
             raise ValueError(f"an input is listed twice: {', '.join(names)}")
-        hidden = [name for name in names if name != STATE and not name.startswith(IMAGE_PREFIX)]
+        told = (IMAGE_PREFIX, CHANNEL_PREFIX)
+        hidden = [name for name in names if name != STATE and not name.startswith(told)]
         if hidden and not self.privileged:
             raise ValueError(
                 f"inputs {', '.join(hidden)} are no sensor of the robot, yet privileged is false"
@@ -103,6 +106,15 @@ class ModelCard(Spec):
             tensor.name.removeprefix(IMAGE_PREFIX): tensor.shape
             for tensor in self.inputs
             if tensor.name.startswith(IMAGE_PREFIX)
+        }
+
+    @property
+    def channels(self) -> dict[str, TensorSpec]:
+        """What is sent beside joints and images, by name."""
+        return {
+            tensor.name.removeprefix(CHANNEL_PREFIX): tensor
+            for tensor in self.inputs
+            if tensor.name.startswith(CHANNEL_PREFIX)
         }
 
     @property
@@ -162,6 +174,13 @@ def image_spec(camera: str, *, height_px: int, width_px: int) -> TensorSpec:
         shape=(height_px, width_px, 3),
         unit="level",
         names=("red", "green", "blue"),
+    )
+
+
+def channel_spec(name: str, *, unit: str, names: tuple[str, ...]) -> TensorSpec:
+    """Further numbers that a served policy takes."""
+    return TensorSpec(
+        name=CHANNEL_PREFIX + name, dtype="float32", shape=(len(names),), unit=unit, names=names
     )
 
 

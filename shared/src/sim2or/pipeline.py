@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,11 +17,17 @@ from sim2or.errors import ConfigError, choices
 from sim2or.explanation import Problem, explain
 from sim2or.messages.message import Spec
 from sim2or.stages import ANY, Role, StageInfo, Table
+from sim2or.step import Source, Step
 
 FILLED = {"wall_s", "summaries"}
 """Fields of a configuration that only the runner can know."""
 
+STORED = "sha256:"
+"""How the digest of an artifact begins."""
+
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+Input = Annotated[str, Field(pattern=r"^([a-z][a-z0-9_-]{0,62}|sha256:[0-9a-f]{64})$")]
+"""A step, or an artifact that the store has already."""
 
 
 class StepConfig(Spec):
@@ -30,7 +36,7 @@ class StepConfig(Spec):
     Attributes:
         id: Names the step in this pipeline; the stage's name by default.
         stage: Which stage runs.
-        inputs: Role to the step, or steps, whose artifacts go there.
+        inputs: Role to the step, or steps, whose artifacts go there, or to the digest of what is stored.
         each: One job for each job of that step, started as soon as that one is done.
         shards: Divides the work into so many jobs.
         config: The stage's configuration (``with:`` in the file).
@@ -39,7 +45,7 @@ class StepConfig(Spec):
 
     id: Name = ""
     stage: Name
-    inputs: dict[Name, Name | tuple[Name, ...]] = Field(default_factory=dict)
+    inputs: dict[Name, Input | tuple[Input, ...]] = Field(default_factory=dict)
     each: str = ""
     shards: Annotated[int, Field(ge=1, le=1000)] = 1
     config: dict[str, Any] = Field(default_factory=dict, alias="with")
@@ -62,42 +68,6 @@ class PipelineConfig(Spec):
     task: str = "handover"
     seed: Annotated[int, Field(ge=0)] = 0
     stages: Annotated[tuple[StepConfig, ...], Field(min_length=1)]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where an input comes from: an output of another step."""
-
-    step: str
-    output: str
-
-
-@dataclass(frozen=True)
-class Step:
-    """A validated step.
-
-    Attributes:
-        id: Names it in the pipeline.
-        info: Its stage.
-        spec: Its resolved configuration, as JSON.
-        inputs: Role to the outputs that go there.
-        each: The step whose jobs it follows one by one, or "".
-        jobs: How many jobs it is.
-        fills: Fields of the configuration that the runner fills in: ``wall_s``, ``summaries``.
-    """
-
-    id: str
-    info: StageInfo
-    spec: Mapping[str, Any]
-    inputs: Mapping[str, tuple[Source, ...]] = field(default_factory=dict)
-    each: str = ""
-    jobs: int = 1
-    fills: frozenset[str] = frozenset()
-
-    @property
-    def before(self) -> set[str]:
-        """The steps it needs."""
-        return {source.step for sources in self.inputs.values() for source in sources}
 
 
 @dataclass(frozen=True)
@@ -230,10 +200,10 @@ def _steps(config: PipelineConfig, table: Table) -> tuple[list[Step], list[Probl
     for number, step in enumerate(config.stages):
         if step.id in infos:
             problems.append(_problem(number, "id", f"{step.id!r} is used twice; give each step its own id"))
-        if step.stage in table.stages:
+        if step.stage in table.names:
             infos[step.id] = table.stages[step.stage]
         else:
-            text = f"unknown stage {step.stage!r}; {choices(step.stage, table.stages)}"
+            text = f"unknown stage {step.stage!r}; {choices(step.stage, table.names)}"
             problems.append(_problem(number, "stage", text))
     counts = _counts(config)
     ids = {step.id for step in config.stages}
@@ -246,7 +216,8 @@ def _steps(config: PipelineConfig, table: Table) -> tuple[list[Step], list[Probl
         inputs, input_problems = _inputs(number, step, info, spec, infos, counts, ids)
         problems += spec_problems + input_problems + _shard_problems(number, step, info)
         fills = frozenset(FILLED & set(info.spec_class().model_fields) - set(step.config))
-        steps.append(Step(step.id, info, spec, inputs, step.each, counts[step.id], fills))
+        row = table.asked(info.name, spec)
+        steps.append(Step(step.id, row, spec, inputs, step.each, counts[step.id], fills))
     return steps, problems
 
 
@@ -302,6 +273,9 @@ def _inputs(
         names = (given,) if isinstance(given, str) else given
         sources = []
         for name in names:
+            if name.startswith(STORED):
+                sources.append(Source("", name))
+                continue
             if name not in infos:
                 if name not in known:
                     problems.append(_problem(number, key, f"unknown step {name!r}; {choices(name, known)}"))
@@ -311,7 +285,7 @@ def _inputs(
                 problems.append(_problem(number, key, source))
             else:
                 sources.append(source)
-        total = sum(1 if source.step == step.each else counts[source.step] for source in sources)
+        total = sum(1 if source.step in ("", step.each) else counts[source.step] for source in sources)
         if total > 1 and not rule.many:
             problems.append(_problem(number, key, f"takes one artifact, but {list(names)} give {total}"))
         found[role] = tuple(sources)

@@ -27,9 +27,10 @@ from sim2or.clock import utc_now
 from sim2or.code_digest import code_digest, codes_digest, locks_digest
 from sim2or.errors import ConfigError, JobError, TransientError
 from sim2or.messages.job import Job, JobRecord
-from sim2or.pipeline import Pipeline, Source, Step
+from sim2or.pipeline import Pipeline
 from sim2or.settings import result_variables
-from sim2or.stages import Table
+from sim2or.stages import ANY, Table
+from sim2or.step import Source, Step
 from sim2or.tracing import environment_traceparent, new_traceparent
 
 POLL_S = 0.2
@@ -157,9 +158,11 @@ class Runner:
         """Submits and follows the jobs until all are done.
 
         Raises:
+            ConfigError: What the pipeline takes from the store is not there, or does not fit.
             JobError: A job failed for good.
             TransientError: The bus did not answer for a minute.
         """
+        self._check_stored()
         while True:
             self._check()
             try:
@@ -177,6 +180,19 @@ class Runner:
                 return self._finish()
             if not changed:
                 time.sleep(POLL_S)
+
+    def _check_stored(self) -> None:
+        """Refuses an artifact of another kind than its input takes, before any work starts."""
+        for step in self._pipeline.steps:
+            for role, sources in step.inputs.items():
+                rule = step.info.inputs.get(role) or step.info.inputs[ANY]
+                for digest in [source.output for source in sources if not source.step]:
+                    kind = self._store.manifest(digest).kind
+                    if not rule.takes(kind):
+                        raise ConfigError(
+                            f"{step.id}: inputs.{role}: {digest} is of kind {kind!r}; "
+                            f"valid: {' or '.join(rule.kinds)}"
+                        )
 
     def cancel(self) -> None:
         """Cancels what this run still has on the bus."""
@@ -251,6 +267,8 @@ class Runner:
         return found
 
     def _made(self, source: Source, only: int | None) -> list[str] | None:
+        if not source.step:
+            return [source.output]
         state = self._states[source.step]
         shards = range(state.step.jobs) if only is None else [only]
         digests = []
@@ -272,7 +290,7 @@ class Runner:
         if "summaries" in step.fills:
             spec["summaries"] = summaries(before.values())
         job = Job(
-            stage=step.info.name,
+            stage=step.info.queue,
             key=self._key(step, spec, inputs, shard),
             spec=spec,
             inputs=dict(inputs),
@@ -318,7 +336,7 @@ class Runner:
             )
         code, lock = self._code[names]
         return result_key(
-            stage=step.info.name,
+            stage=step.info.queue,
             code=code,
             lock=lock,
             inputs=inputs,
@@ -392,7 +410,7 @@ def result_key(
     """The digest of a question: equal questions have equal keys.
 
     Args:
-        stage: Name of the stage.
+        stage: Its queue.
         code: Digest of the code that answers: the service's, and that of the servers it needs.
         lock: Digest of the locked requirements they run with.
         inputs: Role to digests.

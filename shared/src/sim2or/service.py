@@ -1,9 +1,10 @@
 """The agent of a service: takes jobs from the bus and has its worker process run them.
 
 The agent is small (Redis and pydantic, no torch, no simulator). It renews the lease from outside the job,
-so a stage that blocks in C keeps its job, and a stage that outlives its lease is stopped: SIGTERM, grace,
-SIGKILL. A heartbeat proves that the agent lives, progress that the job does: where a stage has a limit
-(``stall_s``), one that tells no progress for that long is stopped likewise and tried again.
+so a stage that blocks in C keeps its job. A stage that must stop is told so (SIGTERM), has its grace to
+unwind, and is ended (SIGKILL); the job stays its own until then. One whose lease is lost is ended at once. A
+heartbeat proves that the agent lives, progress that the job does: where a stage has a limit (``stall_s``),
+one that tells no progress for that long is stopped likewise and tried again.
 """
 
 from __future__ import annotations
@@ -47,13 +48,19 @@ from sim2or.process import (
 )
 from sim2or.settings import Settings, load_settings
 from sim2or.stages import StageInfo, Table, load_table
+from sim2or.tenure import Tenure
 from sim2or.worker import Assignment
 from sim2or.workspace import remove
 
 POLL_S = 0.2
-PROGRESS_S = 0.5
+CLAIM_S = 0.5
+"""How long it waits for a job before it looks at what else there is to do [s]."""
+
 GOOD_ENDS = ("done", "released", "cancelled")
 """Outcomes of an attempt that are nobody's fault."""
+
+RELEASED, CANCELLED, LOST = ({"stopped": reason} for reason in ("released", "cancelled", "lost"))
+"""What became of an attempt that was told to stop."""
 
 
 @dataclass
@@ -147,6 +154,14 @@ class WorkerProcess:
         message: dict[str, Any] = json.loads(line)
         return message
 
+    def ask_to_stop(self) -> None:
+        """Tells it to unwind."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """Ends it and whatever it started, at once."""
+        stop(self._process, grace_s=0.0)
+
     def stop(self) -> int:
         """Ends it and whatever it started; returns its exit status."""
         return stop(self._process, grace_s=self._grace_s)
@@ -224,17 +239,12 @@ class Agent:
         return [Reading(**figure) for figure in self._figures]
 
     def _claim(self) -> Claim | None:
-        block_s = 0.5 / len(self._stages)
-        for stage in self._stages:
-            try:
-                claim = self._jobs.claim(stage, self.name, block_s=block_s)
-            except TransientError as error:
-                self._log.warning("bus", error=str(error))
-                self._stopping.wait(1.0)
-                return None
-            if claim:
-                return claim
-        return None
+        try:
+            return self._jobs.claim(tuple(self._stages), self.name, block_s=CLAIM_S)
+        except TransientError as error:
+            self._log.warning("bus", error=str(error))
+            self._stopping.wait(1.0)
+            return None
 
     def _warm(self) -> None:
         """Starts the worker ahead of its first job, once the stage before it is under way."""
@@ -323,7 +333,7 @@ class Agent:
             **({"error": error} if error else {}),
         )
 
-    def _follow(self, claim: Claim, worker: WorkerProcess, assignment: Assignment) -> dict[str, Any]:
+    def _follow(self, claim: Claim, worker: WorkerProcess, assignment: Assignment) -> Mapping[str, Any]:
         """Keeps the lease and passes progress on until the worker is done or must stop.
 
         The worker begins when the lease was renewed once: the answer to a claim may have been under way for
@@ -332,47 +342,75 @@ class Agent:
         Returns:
             ``{"result"|"failure": …}`` from the worker, or ``{"stopped": reason}``.
         """
-        beat_s = claim.lease_s / 4
         stall_s = self._stages[claim.job.stage].stall_s or self._settings.stall_s
-        renewed_s, next_renewal_s = time.monotonic(), 0.0
-        told_s = time.monotonic()
-        progress: Progress | None = None
-        next_progress_s, begun = 0.0, False
+        tenure, told_s, begun = Tenure(claim, self._renew), time.monotonic(), False
         while True:
             PULSE.beat()
-            now_s = time.monotonic()
             if self._stopping.is_set():
-                return self._stopped("released")
-            if now_s >= next_renewal_s or (progress and now_s >= next_progress_s):
-                lease = self._renew(claim, progress)
-                next_renewal_s = now_s + beat_s
-                if lease is Lease.OWNED:
-                    renewed_s, next_progress_s, progress = now_s, now_s + PROGRESS_S, None
-                    word = {"alive": renewed_s, "figures": bool(self._settings.metrics_port)}
-                    if begun:
-                        worker.beat(word)
-                    else:
-                        worker.send(word | {"run": assignment.model_dump(mode="json")})
-                        begun = True
-                elif lease or now_s > renewed_s + claim.lease_s:
-                    return self._stopped(lease.value if lease else "lost")
-                else:
-                    next_renewal_s = next_progress_s = now_s + min(1.0, beat_s)
-            message = worker.receive(POLL_S) or {}
-            self._figures = message.get("figures", self._figures)
+                return self._unwind(tenure, worker, RELEASED)
+            lease = tenure.keep()
+            if lease is Lease.OWNED and begun:
+                worker.beat(self._word(tenure))
+            elif lease is Lease.OWNED:
+                worker.send(self._word(tenure) | {"run": assignment.model_dump(mode="json")})
+                begun = True
+            elif lease:
+                return self._unwind(tenure, worker, LOST if lease is Lease.LOST else CANCELLED)
+            message = self._hear(worker, tenure)
             if message.keys() - {"figures"}:
                 told_s = time.monotonic()
-            if "progress" in message:
-                progress = Progress.model_validate(message["progress"])
             if "result" in message or "failure" in message:
                 return message
             if 0 < stall_s < time.monotonic() - told_s:
-                self._drop_worker()
-                return {"failure": stalled(stall_s)}
+                return self._unwind(tenure, worker, {"failure": stalled(stall_s)})
 
-    def _stopped(self, reason: str) -> dict[str, Any]:
-        self._drop_worker()
-        return {"stopped": reason}
+    def _unwind(self, tenure: Tenure, worker: WorkerProcess, end: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Stops the worker; while it unwinds, its job is nobody else's.
+
+        The lease of a cancelled job is not renewed: its worker has what is left of it.
+
+        Args:
+            tenure: Of the job.
+            worker: Who does it.
+            end: What becomes of the attempt.
+
+        Returns:
+            The same, unless the worker was done in its grace, or the job was lost meanwhile.
+        """
+        deadline_s = time.monotonic() + self._settings.grace_s
+        worker.ask_to_stop()
+        with contextlib.suppress(WorkerEnded):
+            while end != LOST and time.monotonic() < min(deadline_s, tenure.ends_s):
+                PULSE.beat()
+                message = self._hear(worker, tenure)
+                if "result" in message and end != CANCELLED:
+                    end = message
+                if not message and not worker.alive:
+                    break
+                lease = tenure.keep()
+                if lease is Lease.OWNED:
+                    worker.beat(self._word(tenure))
+                elif lease is Lease.LOST:
+                    end = LOST
+        worker.kill()
+        self._worker = None
+        return end
+
+    def _word(self, tenure: Tenure) -> dict[str, Any]:
+        """What a worker hears of its agent after every renewal."""
+        return {"alive": tenure.renewed_s, "figures": bool(self._settings.metrics_port)}
+
+    def _hear(self, worker: WorkerProcess, tenure: Tenure) -> dict[str, Any]:
+        """The worker's next message; an empty one when there is none for a moment.
+
+        Raises:
+            WorkerEnded: The process ended.
+        """
+        message = worker.receive(POLL_S) or {}
+        self._figures = message.get("figures", self._figures)
+        if "progress" in message:
+            tenure.progress = Progress.model_validate(message["progress"])
+        return message
 
     def _renew(self, claim: Claim, progress: Progress | None) -> Lease | None:
         """Renews the lease; None when the bus does not answer."""
@@ -395,7 +433,7 @@ class Agent:
 
     def _settle_once(self, claim: Claim, end: Mapping[str, Any]) -> str:
         if "stopped" in end:
-            if end["stopped"] != Lease.LOST.value:
+            if end != LOST:
                 self._jobs.release(claim)
             return str(end["stopped"])
         if "failure" in end:

@@ -12,7 +12,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sim2or.errors import ConfigError
 
-RESULT_VARIABLES = {"policy": ("SIM2OR_POLICY_BACKEND", "SIM2OR_POLICY_DELAY_MS")}
+RESULT_VARIABLES = {
+    "policy": ("SIM2OR_POLICY_BACKEND", "SIM2OR_POLICY_DELAY_MS"),
+    "sim-isaaclab": tuple(f"SIM2OR_ISAAC_{name}" for name in ("DEVICE", "ITERATIONS", "PHYSICS", "RENDERER")),
+}
 """Service to the variables that change what it answers; they are part of a result key."""
 
 

@@ -1,13 +1,16 @@
 """The table of stages and services: what exists, what fits what, and who runs it.
 
 Only names are kept here, so that a pipeline is validated without importing torch or a simulator.
+
+A stage may have variants: with some value of its configuration (``engine: isaaclab``) another service
+answers, from a queue of its own (``collect-isaaclab``). Pipelines name the stage, ``Table.asked`` chooses.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sim2or.errors import ConfigError, choices
@@ -54,6 +57,7 @@ class StageInfo:
         warm_after: The stage whose first job tells a worker to import this stage's code; "" imports at start.
         phase: The part of the work that people count its time to; its own name by default.
         stall_s: A job without progress for so long hangs and is retried [s]; 0: ``SIM2OR_STALL_S`` decides.
+        when: (key, value) of the configuration that this row is for; None: whatever no other row is for.
     """
 
     name: str
@@ -67,6 +71,12 @@ class StageInfo:
     warm_after: str = ""
     phase: str = ""
     stall_s: float = 0.0
+    when: tuple[str, str] | None = None
+
+    @property
+    def queue(self) -> str:
+        """Names its jobs' queue, and with it the row: ``"collect"``, ``"collect-isaaclab"``."""
+        return f"{self.name}-{self.when[1]}" if self.when else self.name
 
     def spec_class(self) -> type[Spec]:
         """The pydantic class of the stage's configuration."""
@@ -101,6 +111,9 @@ class ServiceInfo:
         count: How many processes by default.
         threads: Threads for numeric libraries in each; 0 leaves all cores to it.
         lock: Name of its locked requirements.
+        environment: Directory of its own Python environment beside the supervisor's; "": the same one. Such a
+            service is started only where it is asked for.
+        setup: The command that makes that environment.
     """
 
     name: str
@@ -109,6 +122,8 @@ class ServiceInfo:
     count: int = 1
     threads: int = 1
     lock: str = "dev"
+    environment: str = ""
+    setup: str = ""
 
 
 def _stage(name: str, service: str, entry: str, **rest: Any) -> StageInfo:
@@ -129,6 +144,15 @@ STAGES: tuple[StageInfo, ...] = (
         outputs={"episodes": "episodes"},
         shardable=True,
         stall_s=1800,
+    ),
+    StageInfo(
+        name="import",
+        service="dataset",
+        spec="sim2or.messages.recording:ImportSpec",
+        entry="sim2or_dataset.importers.stage:STAGE",
+        inputs={"recording": Role(("recording",), many=True)},
+        outputs={"episodes": "episodes"},
+        phase="dataset",
     ),
     _stage(
         "convert",
@@ -170,6 +194,7 @@ STAGES: tuple[StageInfo, ...] = (
         "rollout:run",
         inputs={
             "policy": Role(("checkpoint", "exported-model"), required=False, when=("actor", "policy")),
+            "commands": Role(("rollouts", "episodes"), many=True, required=False, when=("actor", "replay")),
         },
         outputs={"episodes": "rollouts"},
         shardable=True,
@@ -192,6 +217,27 @@ STAGES: tuple[StageInfo, ...] = (
         warm_after="rollout",
     ),
     _stage(
+        "gap",
+        "evaluator",
+        "gap:STAGE",
+        inputs={
+            "reference": Role(("rollouts",), many=True),
+            "other": Role(("rollouts",), many=True),
+        },
+        outputs={"gap": "gap"},
+        warm_after="rollout",
+    ),
+    StageInfo(
+        name="reinforce",
+        service="rl",
+        spec="sim2or.messages.reinforce:ReinforceSpec",
+        entry="sim2or_sim.rl.stage:STAGE",
+        inputs={"checkpoint": Role(("rl-checkpoint",), required=False)},
+        outputs={"checkpoint": "rl-checkpoint", "model": "exported-model"},
+        phase="train",
+        stall_s=1800,
+    ),
+    _stage(
         "deploy",
         "bridge",
         "deploy:run",
@@ -209,8 +255,23 @@ STAGES: tuple[StageInfo, ...] = (
     ),
 )
 
+STAGES += tuple(
+    replace(info, service="sim-isaaclab", when=("engine", "isaaclab"))
+    for info in STAGES
+    if info.service in ("sim", "rl")
+)
+
 SERVICES: tuple[ServiceInfo, ...] = (
     ServiceInfo("sim", "sim2or_sim", count=2, lock="sim"),
+    ServiceInfo(
+        "sim-isaaclab",
+        "sim2or_sim",
+        command=("serve-isaaclab",),
+        lock="isaac",
+        environment=".venv-isaac",
+        setup="make setup-isaac",
+    ),
+    ServiceInfo("rl", "sim2or_sim", command=("serve-rl",), lock="rl"),
     ServiceInfo("dataset", "sim2or_dataset", lock="learn"),
     ServiceInfo("trainer", "sim2or_trainer", threads=0, lock="learn"),
     ServiceInfo("exporter", "sim2or_exporter", lock="learn"),
@@ -223,20 +284,31 @@ SERVICES: tuple[ServiceInfo, ...] = (
 
 @dataclass(frozen=True)
 class Table:
-    """Every stage and service that this installation has, by name."""
+    """Every stage, by its queue, and every service, by its name, that this installation has."""
 
     stages: Mapping[str, StageInfo]
     services: Mapping[str, ServiceInfo]
 
-    def stage(self, name: str) -> StageInfo:
-        """Finds a stage.
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The stages that a pipeline may name."""
+        return tuple(info.name for info in self.stages.values() if info.when is None)
+
+    def stage(self, queue: str) -> StageInfo:
+        """Finds the row of a queue.
 
         Raises:
             ConfigError: There is none of that name.
         """
-        if name not in self.stages:
-            raise ConfigError(f"stage: unknown stage {name!r}; {choices(name, self.stages)}")
-        return self.stages[name]
+        if queue not in self.stages:
+            raise ConfigError(f"stage: unknown stage {queue!r}; {choices(queue, self.stages)}")
+        return self.stages[queue]
+
+    def asked(self, name: str, spec: Mapping[str, Any]) -> StageInfo:
+        """The row of a stage that answers a configuration."""
+        variants = (info for info in self.stages.values() if info.name == name and info.when)
+        found = (info for info in variants if info.when and spec.get(info.when[0]) == info.when[1])
+        return next(found, self.stages[name])
 
     def of_service(self, service: str) -> dict[str, StageInfo]:
         """The stages that a service offers."""
@@ -260,7 +332,7 @@ def load_table(plugins: str = "") -> Table:
             raise ConfigError(f"SIM2OR_PLUGINS: cannot import {name!r}: {error}") from error
         stages += getattr(module, "STAGES", ())
         services += getattr(module, "SERVICES", ())
-    return Table({info.name: info for info in stages}, {info.name: info for info in services})
+    return Table({info.queue: info for info in stages}, {info.name: info for info in services})
 
 
 def load(reference: str) -> Any:

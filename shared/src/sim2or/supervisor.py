@@ -34,6 +34,7 @@ from sim2or.bus.journal import NAME, Journal, recover
 from sim2or.bus.queue import JobQueue
 from sim2or.bus.server import PrivateRedis, connect
 from sim2or.bus.server import start as start_redis
+from sim2or.disk import is_full, room
 from sim2or.errors import ConfigError, JobError, TransientError, choices
 from sim2or.messages.message import Spec
 from sim2or.process import (
@@ -52,7 +53,6 @@ from sim2or.process import (
 )
 from sim2or.settings import Settings, load_settings, result_variables
 from sim2or.stages import ServiceInfo, Table, load_table
-from sim2or.worker import is_full, room
 
 STATE = "supervisor.json"
 CONFIG_EXIT = 2
@@ -163,8 +163,10 @@ class Supervisor:
         """Starts everything, keeps it running, and stops it.
 
         Raises:
-            ConfigError: Another supervisor has the run directory, or no Redis can be started.
+            ConfigError: Another supervisor has the run directory, no Redis can be started, or a service's
+                environment is missing.
         """
+        check_environments(self.table.services[name] for name, count in self.counts.items() if count)
         logger = log.get_logger()
         self.run_dir.mkdir(parents=True, exist_ok=True)
         with locked(self.run_dir / "supervisor.lock"):
@@ -227,7 +229,7 @@ class Supervisor:
 
     def _launch(self, supervised: Supervised) -> None:
         supervised.process = start(
-            [sys.executable, "-m", supervised.info.module, *supervised.info.command],
+            [str(interpreter(supervised.info)), "-m", supervised.info.module, *supervised.info.command],
             environment={
                 **self._environment(supervised.info),
                 "SIM2OR_METRICS_PORT": str(supervised.metrics_port),
@@ -446,9 +448,44 @@ def end_leftovers(run_dir: Path) -> list[str]:
 
 
 def default_counts(table: Table, only: Iterable[str] | None = None) -> dict[str, int]:
-    """How many processes of each service, in the order of the table."""
-    wanted = None if only is None else set(only)
-    return {name: info.count for name, info in table.services.items() if wanted is None or name in wanted}
+    """How many processes of each service, in the order of the table.
+
+    Args:
+        table: Every service there is.
+        only: The services that are asked for; by default all, but none of those with an environment of their
+            own, which this machine may not have.
+    """
+    if only is None:
+        return {name: 0 if info.environment else info.count for name, info in table.services.items()}
+    wanted = set(only)
+    return {name: info.count for name, info in table.services.items() if name in wanted}
+
+
+def interpreter(info: ServiceInfo) -> Path:
+    """The Python that runs a service: this one, or that of its own environment beside this one.
+
+    Raises:
+        ConfigError: That environment is not here; says how it is made.
+    """
+    if not info.environment:
+        return Path(sys.executable)
+    python = Path(sys.prefix).with_name(info.environment) / "bin" / "python"
+    if not python.is_file():
+        raise ConfigError(
+            f"service {info.name} runs in an environment of its own and {python} is not here; "
+            f"run `{info.setup}`"
+        )
+    return python
+
+
+def check_environments(services: Iterable[ServiceInfo]) -> None:
+    """Refuses services whose environment is not here, before anything is started.
+
+    Raises:
+        ConfigError: One is missing.
+    """
+    for info in services:
+        interpreter(info)
 
 
 def scaled(counts: Mapping[str, int], scale: Iterable[str]) -> dict[str, int]:

@@ -14,26 +14,17 @@ import os
 import re
 import threading
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-from uuid import UUID
+from typing import Any, Literal
 
 import structlog
 
 from sim2or.clock import now_ns
-
-if TYPE_CHECKING:
-    from sim2or.messages.envelope import Envelope
 
 TRACEPARENT = r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
 """Source: W3C Trace Context, section 3.2, version 00."""
 
 VARIABLE = "TRACEPARENT"
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-QUESTION_PERIOD_NS = 1_000_000_000
-"""One question a second of each kind is traced: a 30 Hz loop would drown everything else."""
-
-MAX_OPEN = 64
 EXPORT_PERIOD_MS = 1000
 FLUSH_S = 1.0
 
@@ -242,59 +233,3 @@ class _Once(logging.Handler):
 def _warn_once() -> None:
     logger = logging.getLogger("opentelemetry")
     logger.handlers, logger.propagate = [_Once()], False
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A question that is traced and has no answer yet."""
-
-    name: str
-    identity: UUID
-    own: str
-    parent: str
-    started_ns: int
-
-
-class Questions:
-    """The spans of one client's questions: of each kind at most one a second, and whatever follows from it.
-
-    The choice travels as the traceparent's flag, so that whoever answers traces the same questions.
-
-    Args:
-        parent: The trace that the questions belong to.
-    """
-
-    def __init__(self, parent: str) -> None:
-        self._parent = parent
-        self._next_ns: dict[str, int] = {}
-        self._open: dict[UUID, _Asked] = {}
-
-    def sampled(self, kind: str, asked_ns: int) -> bool:
-        """Whether a question of this kind is traced that is asked now."""
-        return asked_ns >= self._next_ns.get(kind, 0)
-
-    def asked(self, envelope: Envelope) -> None:
-        """Remembers a question that was sent."""
-        if not is_sampled(envelope.traceparent):
-            return
-        self._next_ns[envelope.type] = envelope.mono_ns + QUESTION_PERIOD_NS
-        if exporting():
-            if len(self._open) >= MAX_OPEN:
-                self._open.clear()
-            self._open[envelope.id] = _Asked(
-                f"ask {envelope.type}", envelope.id, envelope.traceparent, self._parent, envelope.mono_ns
-            )
-
-    def answered(self, identity: UUID, *, kind: str, error: str = "") -> None:
-        """Tells of a question that was answered, or given up with an ``error``."""
-        asked = self._open.pop(identity, None) if self._open else None
-        if asked:
-            record(
-                asked.name,
-                own=asked.own,
-                parent=asked.parent,
-                started_ns=asked.started_ns,
-                kind="client",
-                error=error,
-                answer=kind,
-            )

@@ -40,14 +40,14 @@ class Workbench:
 
     def __init__(self, pipeline: Pipeline, jobs: JobQueue, settings: Settings) -> None:
         check_needs(pipeline)
-        self._stages = {step.info.name: step.info for step in pipeline.steps}
+        self._stages = {step.info.queue: step.info for step in pipeline.steps}
         self._jobs = jobs
         self._settings = settings
 
     def work(self) -> None:
         """Does one job of each stage that has one."""
         for info in self._stages.values():
-            claim = self._jobs.claim(info.name, self.name, block_s=0.0)
+            claim = self._jobs.claim(info.queue, self.name, block_s=0.0)
             if claim:
                 self._do(claim, info)
 

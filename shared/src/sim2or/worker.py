@@ -13,19 +13,17 @@ is not deceived by messages that waited for it.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
 import select
-import shutil
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -38,6 +36,7 @@ from sim2or.artifacts.mirrored import MirroredStore, open_store
 from sim2or.artifacts.store import Store
 from sim2or.clock import utc_now
 from sim2or.counts import LIVE
+from sim2or.disk import is_full, room
 from sim2or.errors import ConfigError, JobError, Sim2OrError, TransientError
 from sim2or.messages.job import Progress
 from sim2or.messages.message import Spec
@@ -52,10 +51,6 @@ PATIENCE = 0.8
 """Share of the lease that a worker waits for its agent: it has ended before another may get its job."""
 
 JUDGE_S = 0.01
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-SCARCE_BYTES = 1 << 20
-"""A file system with less is full for whoever failed to write there."""
-
 FailureKind = Literal["permanent", "transient", "crashed"]
 
 
@@ -147,35 +142,6 @@ def failure_of(error: BaseException, *places: Path) -> dict[str, str]:
     return {"kind": kind, "message": message, "traceback": traceback.format_exc(limit=20)}
 
 
-def is_full(error: BaseException | None, *places: Path) -> bool:
-    """Whether an error says, itself or by its cause, that a disk or a quota is full.
-
-    Libraries that write in C or Rust keep the system's words but not always its number; some have neither,
-    and then the places where the job writes are looked at.
-    """
-    if error is None:
-        return False
-    if isinstance(error, OSError):
-        nameless = error.errno is None and any(_space(place)[1] < SCARCE_BYTES for place in places)
-        if error.errno in NO_SPACE or nameless:
-            return True
-    said = any(os.strerror(number) in str(error) for number in NO_SPACE)
-    return said or is_full(error.__cause__ or error.__context__, *places)
-
-
-def room(*places: Path) -> str:
-    """How much space is left, for people: ``"/run/work: 0.0 of 8.0 MB free"`` for each place."""
-    spaces = dict.fromkeys(map(_space, places))
-    return "; ".join(f"{path}: {free / 1e6:.1f} of {total / 1e6:.1f} MB free" for path, free, total in spaces)
-
-
-def _space(place: Path) -> tuple[Path, int, int]:
-    """The nearest directory above a place that exists, and what is free there of how much [bytes]."""
-    there = next(path for path in (place, *place.parents) if path.exists())
-    usage = shutil.disk_usage(there)
-    return there, usage.free, usage.total
-
-
 def parse_spec(info: StageInfo, spec: Mapping[str, Any]) -> Spec:
     """Validates a stage's configuration.
 
@@ -220,22 +186,60 @@ def run_assignment(
     context.inputs = {role: [store.checkout(d) for d in ds] for role, ds in assignment.inputs.items()}
     if cancelled():
         raise Cancelled
-    inherit(assignment.work)
-    try:
+    with held(assignment.work):
+        inherit(assignment.work)
         result = info.load_stage().run(parse_spec(info, assignment.spec), context)
-    except OSError as error:
-        if assignment.work.exists():
+        wall_s = round(time.monotonic() - started_s, 3)
+        outputs = keep(assignment, info, result, store, {"started_at": started_at, "wall_s": wall_s})
+    send_away(store, outputs.values(), info.service, context)
+    return {"outputs": outputs, "summary": dict(result.summary)}
+
+
+@contextmanager
+def held(workspace: Path) -> Iterator[None]:
+    """What goes wrong in a workspace that is another attempt's by now says nothing about the job.
+
+    Raises:
+        TransientError: It was taken away.
+    """
+    try:
+        yield
+    except Exception as error:
+        if workspace.exists() or is_full(error):
             raise
         raise TransientError(f"another attempt of the job has its workspace now: {error}") from error
+
+
+def keep(
+    assignment: Assignment,
+    info: StageInfo,
+    result: StageResult,
+    store: Store,
+    times: Mapping[str, Any],
+) -> dict[str, str]:
+    """Puts a stage's outputs into the store.
+
+    Args:
+        assignment: The job.
+        info: Its stage.
+        result: What that made.
+        store: The store.
+        times: When it began and how long it took, for the artifacts' manifests.
+
+    Returns:
+        Role to digest.
+
+    Raises:
+        JobError: They are not those that the table promises.
+    """
     producer = {
         "job": assignment.job_id,
         "run": assignment.run_id,
         "attempt": assignment.attempt,
-        "started_at": started_at,
-        "wall_s": round(time.monotonic() - started_s, 3),
+        **times,
         "summary": dict(result.summary),
     }
-    outputs = {
+    return {
         role: store.put(
             path,
             kind=info.outputs[role],
@@ -251,8 +255,6 @@ def run_assignment(
         ).digest
         for role, path in checked_outputs(info, result).items()
     }
-    send_away(store, outputs.values(), info.service, context)
-    return {"outputs": outputs, "summary": dict(result.summary)}
 
 
 def send_away(store: Store, digests: Collection[str], service: str, context: StageContext) -> None:

@@ -27,15 +27,16 @@ def inherit(workspace: Path) -> None:
         workspace: The directory to make, in the job's directory; its name begins with the attempt's number.
 
     Raises:
-        OSError: No space for the copies; the next attempt inherits what is there.
+        OSError: No space for the copies, or another attempt takes what is there at this moment, and then
+            this one has no workspace; the next attempt inherits it.
     """
     job = workspace.parent
     job.mkdir(parents=True, exist_ok=True)
     attempts = sorted(job.iterdir(), key=_order)
     if attempts:
-        with contextlib.suppress(FileNotFoundError):
-            attempts.pop().rename(workspace)
-    workspace.mkdir(exist_ok=True)
+        attempts.pop().rename(workspace)
+    else:
+        workspace.mkdir()
     for leftover in (*attempts, workspace / COPIES):
         remove(leftover)
     _replace_files(workspace)

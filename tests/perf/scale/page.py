@@ -7,7 +7,7 @@ parts and is left alone.
 from __future__ import annotations
 
 import json
-import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,16 @@ from model import (
     walls,
 )
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from generated import filled, table
+
 ROOT = Path(__file__).parents[3]
 FIGURES = ROOT / "bench" / "scale.json"
 PAGE = ROOT / "docs" / "scaling.md"
 PICTURE = Path("pictures") / "scaling.png"
 BARE = "bare run(), no bus"
 
-_PART = re.compile(r"(<!-- generated: (?P<name>[a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -58,16 +61,6 @@ def update(page: Path, figures: Content) -> None:
     """Writes the generated parts of a page, and its picture beside it."""
     page.write_text(filled(page.read_text(), parts(figures)))
     draw(figures, page.parent / PICTURE)
-
-
-def filled(text: str, generated: Mapping[str, str]) -> str:
-    """Replaces what stands between the markers.
-
-    Args:
-        text: The page.
-        generated: Name of a part to its text; a marker with another name raises ``KeyError``.
-    """
-    return _PART.sub(lambda found: found[1] + generated[found["name"]] + found[3], text)
 
 
 def parts(figures: Content) -> dict[str, str]:
@@ -274,12 +267,6 @@ def saturation(wall: Wall) -> str:
     """How many simulators one of it serves."""
     found = wall.saturates_at()
     return "any number" if found is None else f"{float(f'{found:.2g}'):,.0f}"
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)]
-    return "\n".join(lines) + "\n"
 
 
 def draw(figures: Content, path: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sim2or.messages.job import Job, JobResult, Progress
-from sim2or.pipeline import Step, load_pipeline
+from sim2or.pipeline import load_pipeline
 from sim2or.stages import load_table
+from sim2or.step import Step
 from sim2or.tracing import new_traceparent
 
 PIPELINE = Path(__file__).parents[3] / "pipelines" / "handover.yaml"

@@ -253,11 +253,11 @@ def _figure(
         figure = Figure(figsize=(width_in, height_in))
         axes = list(np.atleast_1d(figure.subplots(1, columns, sharey=True)))
         out = io.StringIO()
-        yield figure, axes, lambda: _inline(out.getvalue())
+        yield figure, axes, lambda: inline(out.getvalue())
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
 
 
-def _inline(svg: str) -> str:
+def inline(svg: str) -> str:
     """Strips what only a separate file needs, so that the SVG stands in the page and uses its fonts."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.DOTALL)

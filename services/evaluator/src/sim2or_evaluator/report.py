@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 from sim2or.artifacts.store import fresh_directory, write_json
 from sim2or.contracts.robot import load_robot
@@ -21,6 +19,7 @@ from sim2or.stage import Context, Stage, StageResult
 from sim2or_evaluator import figures
 from sim2or_evaluator.evidence import Evidence, gather
 from sim2or_evaluator.film import find_recording, jpeg, read_frames, resize, strip_jpeg, write_video
+from sim2or_evaluator.page import angle, data_uri, environment
 from sim2or_evaluator.summary import FILE, summarise
 
 FILMS = "films"
@@ -71,7 +70,7 @@ def run(spec: ReportSpec, context: Context) -> StageResult:
     out = fresh_directory(context.work / "report")
     context.progress(1, 3, "steps")
     summary = summarise(evidence)
-    page = _environment().get_template("index.html.j2").render(_content(evidence, summary, out))
+    page = environment().get_template("index.html.j2").render(_content(evidence, summary, out))
     context.progress(2, 3, "steps")
     (out / "index.html").write_text(page, encoding="utf-8")
     write_json(out / FILE, summary)
@@ -120,7 +119,7 @@ def _hero(evidence: Evidence, films: list[dict[str, Any]]) -> dict[str, Any] | N
     frames = next(iter(read_frames(recording).values()))
     chosen = [frames[round(moment * (len(frames) - 1))] for moment in MOMENTS.values()]
     heights_px = (HERO_HEIGHT_PX // 2, HERO_HEIGHT_PX // 2, HERO_HEIGHT_PX)
-    pictures = [_data_uri(jpeg(resize(image, h))) for image, h in zip(chosen, heights_px, strict=True)]
+    pictures = [data_uri(jpeg(resize(image, h))) for image, h in zip(chosen, heights_px, strict=True)]
     return film | {"pictures": list(zip(MOMENTS, pictures, strict=True))}
 
 
@@ -183,7 +182,7 @@ def _demonstration(evidence: Evidence, out: Path) -> dict[str, Any] | None:
         return {
             "entry": entry,
             "cameras": list(frames),
-            "strip": _data_uri(strip),
+            "strip": data_uri(strip),
             "video": f"{FILMS}/{video.name}",
         }
     return None
@@ -201,7 +200,7 @@ def _copy_film(film: Film, source: Path, out: Path) -> dict[str, Any]:
     target = out / FILMS / Path(film.video).name
     target.parent.mkdir(exist_ok=True)
     shutil.copyfile(source / film.video, target)
-    return shown | {"video": f"{FILMS}/{target.name}", "strip": _data_uri((source / film.strip).read_bytes())}
+    return shown | {"video": f"{FILMS}/{target.name}", "strip": data_uri((source / film.strip).read_bytes())}
 
 
 def _dataset_facts(evidence: Evidence) -> list[tuple[str, str]]:
@@ -270,7 +269,7 @@ def _steps(evidence: Evidence, summary: dict[str, Any]) -> list[dict[str, Any]]:
         ("Demonstrate", "collect", summary["demos"] and f"{summary['demos']} demonstrations"),
         ("Convert", "dataset", summary["frames"] and f"{summary['frames']:,} frames"),
         ("Learn", "train", evidence.log and f"{evidence.log[-1].step:,} steps"),
-        ("Export", "export", difference is not None and f"within {_angle(difference)}"),
+        ("Export", "export", difference is not None and f"within {angle(difference)}"),
         ("Evaluate", "evaluate", score and f"{score.successes} of {score.trials}"),
         ("Deploy", "deploy", bridge["trials"] and f"{bridge['successes']} of {bridge['trials']} live"),
     ]
@@ -292,33 +291,3 @@ def _lineage(evidence: Evidence) -> list[dict[str, Any]]:
         evidence.digests, key=lambda role: (order.index(role) if role in order else len(order), role)
     )
     return [{"role": role, "digests": evidence.digests[role]} for role in roles if evidence.digests[role]]
-
-
-def _data_uri(picture: bytes) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("sim2or_evaluator"),
-        autoescape=select_autoescape(["html", "j2"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f}\u00a0%"
-    environment.filters["angle"] = _angle
-    environment.filters["duration"] = _duration
-    environment.filters["words"] = lambda text: str(text).replace("_", " ")
-    return environment
-
-
-def _angle(rad: float) -> str:
-    """A small angle with a fitting unit."""
-    unit, factor = ("µrad", 1e6) if rad < 1e-3 else ("mrad", 1e3)
-    return f"{factor * rad:.2g}\u00a0{unit}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}\u00a0min {rest:02d}\u00a0s" if minutes else f"{rest}\u00a0s"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from scipy.optimize import brentq
 from scipy.stats import binomtest, norm
 from sim2or.errors import ConfigError
 
 MOST_TRIALS = 1_000_000
+_EDGE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,50 @@ def newcombe(
         difference - math.hypot(rate_a - a.lower, b.upper - rate_b),
         difference + math.hypot(a.upper - rate_a, rate_b - b.lower),
     )
+
+
+def tango(only_a: int, only_b: int, scenarios: int, confidence: float = 0.95) -> Interval:
+    """Gives the score interval of the difference a − b of two success probabilities on the same scenarios.
+
+    It holds every difference that the score test of paired proportions does not reject; without any scenario
+    it is everything.
+
+    Args:
+        only_a: Scenarios in which only a succeeded.
+        only_b: Scenarios in which only b succeeded.
+        scenarios: All of them, those included in which both or neither succeeded.
+        confidence: Two-sided, 0 < confidence < 1.
+
+    Source: Tango, *Equivalence test and confidence interval for the difference in proportions for the
+    paired-sample design*, Statistics in Medicine 17 (1998) 891–908, equations 8 and 9.
+    """
+    _check(only_a + only_b, scenarios, confidence)
+    _check(only_a, only_a + only_b, confidence)
+    if scenarios == 0:
+        return Interval(-1.0, 1.0)
+    z, seen = _quantile(confidence), (only_a - only_b) / scenarios
+
+    def bound(end: float, score: float) -> float:
+        """Where the score, which falls from the observed difference on outward, has this value."""
+        if abs(seen - end) < _EDGE:
+            return end
+        outside = end - math.copysign(_EDGE, end)
+        return float(
+            brentq(lambda delta: _paired_score(only_a, only_b, scenarios, delta) - score, outside, seen)
+        )
+
+    return Interval(bound(-1.0, z), bound(1.0, -z))
+
+
+def _paired_score(only_a: int, only_b: int, scenarios: int, delta: float) -> float:
+    """Tango's score of a difference ``delta``: observed minus supposed, over its standard error there."""
+    distance = only_a - only_b - scenarios * delta
+    a = 2 * scenarios
+    b = -only_a - only_b + (2 * scenarios - only_a + only_b) * delta
+    c = -only_b * delta * (1 - delta)
+    rarer = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)  # probability that only b succeeds
+    variance = scenarios * (2 * rarer + delta * (1 - delta))
+    return distance / math.sqrt(variance) if variance > 0 else 0.0
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:

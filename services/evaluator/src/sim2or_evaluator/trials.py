@@ -23,6 +23,8 @@ class Trial(Spec):
         seed: Names the scenario within the task's lists.
         actor: Who acted: ``"policy"``, ``"expert"``, ``"random"``.
         artifact: Digest of the policy that acted; empty for other actors.
+        commands: Digest of the recorded commands that a replay played; empty for other actors.
+        engine: The simulator; empty in trials of before there was a choice.
         failure: The cause; empty for a success.
     """
 
@@ -38,6 +40,8 @@ class Trial(Spec):
     scenario: dict[str, Any] = Field(default_factory=dict)
     actor: str = "policy"
     artifact: str = ""
+    commands: str = ""
+    engine: str = ""
     holds: int = Field(default=0, ge=0)
     dropped: bool = False
     safety: dict[str, int] = Field(default_factory=dict)

@@ -110,10 +110,11 @@ def spreads(trials: Sequence[Trial]) -> dict[str, Spread]:
     for trial in trials:
         for name, value in trial.metrics.items():
             columns.setdefault(name, []).append(value)
-    return {name: _spread(columns[name]) for name in sorted(columns)}
+    return {name: spread(columns[name]) for name in sorted(columns)}
 
 
-def _spread(values: Sequence[float]) -> Spread:
+def spread(values: Sequence[float]) -> Spread:
+    """Summarises a quantity's values, of which there is at least one."""
     p05, p50, p95 = (float(q) for q in np.percentile(values, [5, 50, 95]))
     return Spread(
         count=len(values),

@@ -17,6 +17,7 @@ def admit(observation: Observation, card: ModelCard) -> None:
         *_names(observation, card),
         *_joints(observation, card),
         *_cameras(observation, card),
+        *_channels(observation, card),
     ]
     if problems:
         raise MessageError("; ".join(problems))
@@ -50,3 +51,25 @@ def _cameras(observation: Observation, card: ModelCard) -> list[str]:
         if name in given and given[name].shape != shape
     ]
     return [*unknown, *missing, *shapes]
+
+
+def _channels(observation: Observation, card: ModelCard) -> list[str]:
+    given, expected = observation.channels, card.channels
+    unknown = [f"channel {name!r}: {choices(name, expected)}" for name in sorted(set(given) - set(expected))]
+    missing = [
+        f"channel {name!r} is missing: {tensor.shape[0]} numbers [{tensor.unit}]: {', '.join(tensor.names)}"
+        for name, tensor in expected.items()
+        if name not in given
+    ]
+    units = [
+        f"channel {name!r} is in {given[name].unit!r}: valid: {tensor.unit!r}"
+        for name, tensor in expected.items()
+        if name in given and given[name].unit != tensor.unit
+    ]
+    sizes = [
+        f"channel {name!r} has {len(given[name].values)} numbers: valid: {tensor.shape[0]}, "
+        f"{', '.join(tensor.names)}"
+        for name, tensor in expected.items()
+        if name in given and given[name].values.shape != tensor.shape
+    ]
+    return [*unknown, *missing, *units, *sizes]

@@ -93,6 +93,10 @@ class Inference:
                     camera: np.stack([observation.images[camera] for observation in observations])
                     for camera in backend.card.cameras
                 },
+                {
+                    name: np.stack([observation.channels[name].values for observation in observations])
+                    for name in backend.card.channels
+                },
             )
             inference_s = time.perf_counter() - start
             self._figures.duration_s.add(inference_s)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +24,17 @@ from sim2or.episode import (
 )
 from sim2or.errors import ConfigError, JobError
 from sim2or.messages.collect import CollectSpec
+from sim2or.rollout.loop import Play, perform
 from sim2or.stage import Context, Stage, StageResult
 from sim2or.worlds.world import Sensed, Truth
 
 from sim2or_sim.backends import make_world
 from sim2or_sim.backends.simulation import Simulation
+from sim2or_sim.rooms import load_room, room_summary
 
 if TYPE_CHECKING:
     from sim2or_sim.expert import Expert
+    from sim2or_sim.rooms.room import Room
 
 
 def collect(spec: CollectSpec, context: Context) -> StageResult:
@@ -44,26 +48,27 @@ def collect(spec: CollectSpec, context: Context) -> StageResult:
         raise ConfigError(
             f"task {task.name}: robot = {robot.name!r}; valid: {task.robot!r}, which it is written for"
         )
+    room = load_room(spec.room, robot, task)
     scenarios = scenario_list(task, spec.seed_list, spec.demos, spec.offset)
     mine = shard_range(spec.demos, context.shard, context.shards)
     directory = context.work / "episodes"
     directory.mkdir(parents=True, exist_ok=True)
     entries = _committed(directory, mine, scenarios, robot, task)
-    demonstrator: Demonstrator | None = None
-    try:
-        for index in mine:
-            context.progress(len(entries), len(mine), "demos", **_counts(entries))
-            if index not in entries:
-                demonstrator = demonstrator or Demonstrator(spec, robot, task)
-                episode = demonstrator.record(index, scenarios[index])
-                write_episode(episode, directory)
-                entries[index] = episode.index_entry()
-    finally:
-        if demonstrator:
-            demonstrator.close()
+
+    def pulse() -> None:
+        context.progress(len(entries), len(mine), "demos", **_counts(entries))
+
+    pulse()
+    if missing := [index for index in mine if index not in entries]:
+        places = min(spec.num_envs, len(missing))
+        with closing(Demonstrator(spec, robot, task, room, places=places)) as demonstrator:
+            for entry in demonstrator.record({i: scenarios[i] for i in missing}, directory, pulse):
+                entries[entry.index] = entry
+                pulse()
     write_index(entries.values(), directory)
-    context.progress(len(entries), len(mine), "demos", **_counts(entries))
-    return StageResult(outputs={"episodes": directory}, summary=_summary(list(entries.values()), task))
+    pulse()
+    summary = _summary(list(entries.values()), task) | room_summary(room)
+    return StageResult(outputs={"episodes": directory}, summary=summary)
 
 
 STAGE: Stage[Any] = Stage("collect", CollectSpec, collect)
@@ -81,50 +86,71 @@ def shard_range(total: int, shard: int, shards: int) -> range:
 
 
 class Demonstrator:
-    """A world, its expert and the columns of the episode being recorded.
+    """A batch of worlds, an expert in each, and the columns of the episodes being recorded.
 
     Args:
         spec: How demonstrations are recorded.
         robot: The robot.
         task: The task.
+        room: One's own operating room instead of the built-in one.
+        places: How many are under way at a time.
     """
 
-    def __init__(self, spec: CollectSpec, robot: RobotProfile, task: TaskProfile) -> None:
-        self._spec, self._robot, self._task = spec, robot, task
+    def __init__(
+        self, spec: CollectSpec, robot: RobotProfile, task: TaskProfile, room: Room | None, *, places: int
+    ) -> None:
+        self._spec, self._robot, self._task, self._room = spec, robot, task, room
         self._extra = task.linger_steps if spec.extra_steps is None else spec.extra_steps
-        self._world: Simulation = make_world(robot, task, backend=spec.engine)
-        self._expert = _expert(spec, robot, task)
-        self._recorder = Recorder(robot, task, rows=task.limit_steps + self._extra)
+        self._world: Simulation = make_world(robot, task, batch=places, backend=spec.engine, room=room)
+        self._experts = [_expert(spec, robot, task) for _ in range(places)]
+        self._recorders = [Recorder(robot, task, rows=task.limit_steps + self._extra) for _ in range(places)]
 
-    def record(self, index: int, scenario: Scenario) -> Episode:
-        """Runs one attempt to its end, and a little longer when it succeeded.
+    def record(
+        self, attempts: Mapping[int, Scenario], directory: Path, pulse: Callable[[], None]
+    ) -> Iterator[IndexEntry]:
+        """Runs attempts and commits each as it ends.
 
         Args:
-            index: Its number in the collection.
-            scenario: Everything random about it.
+            attempts: By their number in the collection, everything random about each.
+            directory: Where the episodes' files go.
+            pulse: Called after every control period.
+
+        Yields:
+            The entry of each episode whose file is complete.
         """
-        world, recorder = self._world, self._recorder
+        numbers = {scenario.seed: index for index, scenario in attempts.items()}
+
+        def play(place: int, scenario: Scenario) -> Play[IndexEntry]:
+            episode = yield from self._attempt(place, numbers[scenario.seed], scenario)
+            write_episode(episode, directory)
+            return episode.index_entry()
+
+        return perform(self._world, attempts.values(), play, pulse=pulse)
+
+    def close(self) -> None:
+        """Frees the worlds."""
+        self._world.close()
+
+    def _attempt(self, place: int, index: int, scenario: Scenario) -> Play[Episode]:
+        """Runs one attempt to its end, and a little longer when it succeeded."""
+        world, expert, recorder = self._world, self._experts[place], self._recorders[place]
         redraw = np.random.default_rng([scenario.seed, 13]) if self._spec.visuals == "per_frame" else None
-        world.reset([scenario])
-        self._expert.reset(
-            world, 0, scenario, noise_seed=scenario.seed if self._spec.noise_sigma_rad > 0 else None
+        expert.reset(
+            world, place, scenario, noise_seed=scenario.seed if self._spec.noise_sigma_rad > 0 else None
         )
         recorder.clear()
-        truth, lingered = world.truth(), 0
+        truth, lingered = world.truth(place), 0
         while not truth.done or (truth.success and lingered < self._extra):
             lingered += truth.done
             if redraw is not None:
-                world.redraw_visuals(0, redraw)
-            sensed = world.sense()
-            label_rad, executed_rad = self._expert.act(world, 0)
+                world.redraw_visuals(place, redraw)
+                yield None  # an engine may render all worlds at once, when all are dressed
+            sensed = world.sense(place)
+            label_rad, executed_rad = expert.act(world, place)
             recorder.add(sensed, truth, label_rad)
-            world.step(executed_rad[None])
-            truth = world.truth()
+            yield executed_rad
+            truth = world.truth(place)
         return recorder.episode(self._header(index, scenario, truth))
-
-    def close(self) -> None:
-        """Frees the world."""
-        self._world.close()
 
     def _header(self, index: int, scenario: Scenario, truth: Truth) -> EpisodeHeader:
         return EpisodeHeader(
@@ -139,7 +165,9 @@ class Demonstrator:
             failure=truth.failure,
             control_hz=self._task.control_hz,
             physics_hz=self._task.physics_hz,
-            digests={"robot": self._robot.digest(), "task": self._task.digest()},
+            digests={"robot": self._robot.digest(), "task": self._task.digest()}
+            | (self._room.digests if self._room else {}),
+            room=self._room.record if self._room else None,
             scenario=scenario.model_dump(mode="json"),
             metrics={key: float(value) for key, value in truth.facts.items() if np.isfinite(value)},
         )

@@ -80,8 +80,8 @@ class CommandLog:
     ) -> None:
         """Notes what one tick did.
 
-        ``hold`` says who holds: "", "commander", "watchdog" or "expired"; ``limited``: the robot itself
-        stayed behind the command.
+        ``hold`` says who holds, or why: "", "commander", "watchdog", "expired" or "workspace"; ``limited``:
+        the robot itself stayed behind the command.
         """
         self._write(
             {
@@ -161,7 +161,7 @@ class Judge:
             Session to counts: ``executed``, ``stale_executed``, ``stale_received``, ``violations`` and its
             parts ``outside_range``, ``outside_workspace``, ``steps_too_large``, ``too_fast``, ``too_sudden``
             and ``holds_away``, then ``holds_by_commander``, ``holds_by_watchdog``, ``holds_by_expired``,
-            ``limited``, ``received`` and ``refused``.
+            ``holds_by_workspace``, ``limited``, ``received`` and ``refused``.
         """
         sessions: dict[str, Counter[str]] = {}
         episodes: list[list[Mapping[str, Any]]] = [[]]

@@ -2,4 +2,8 @@
 
 from sim2or.cli.service import service_app
 
-app = service_app("sim", servers={"robot": "sim2or_sim.robot_server:serve"})
+app = service_app(
+    "sim",
+    servers={"robot": "sim2or_sim.robot_server:serve"},
+    also={"serve-isaaclab": "sim-isaaclab", "serve-rl": "rl"},
+)

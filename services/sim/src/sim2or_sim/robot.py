@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from sim2or.contracts.kinematics import Kinematics
 from sim2or.contracts.robot import load_robot
 from sim2or.contracts.scenario import Scenario
 from sim2or.contracts.task import TaskProfile
@@ -55,7 +56,9 @@ class SimulatedRobot:
         self._heard: _Heard | None = None
         self._held: NDArray[np.float32] | None = None
         self._ended = False
-        self._limits, self._period_s = limits_of(load_robot(world.spec.robot), task), task.period_s
+        robot = load_robot(world.spec.robot)
+        self._limits, self._period_s = limits_of(robot, task), task.period_s
+        self._grasp_position = Kinematics(robot).grasp_position
         self._slew: SlewLimiter | None = None
 
     def reset(self, scenario: Scenario, session: str, now_ns: int) -> None:
@@ -116,8 +119,10 @@ class SimulatedRobot:
         """Executes one control period with the newest command, or holds the measured position."""
         sensed = self.world.sense(0, cameras=False)
         hold = self._why_hold(now_ns)
-        self._held = self._hold_target(sensed) if hold else None
-        target, limited = self._target(sensed, now_ns)
+        step = None if hold else self._follow(sensed, now_ns)
+        if step is None:
+            hold, step = hold or "workspace", (self._hold(sensed), False)
+        target, limited = step
         command = self._heard.command if self._heard else None
         self.log.executed(
             session=self.session,
@@ -157,20 +162,29 @@ class SimulatedRobot:
             return "expired"
         return ""
 
-    def _hold_target(self, sensed: Sensed) -> NDArray[np.float32]:
+    def _hold(self, sensed: Sensed) -> NDArray[np.float32]:
         """The position measured when the hold began, whoever holds; a commander's target is not followed."""
-        return sensed.position_rad.copy() if self._held is None else self._held
+        self._held = sensed.position_rad.copy() if self._held is None else self._held
+        self._limiter(sensed).hold(self._held)
+        return self._held
 
-    def _target(self, sensed: Sensed, now_ns: int) -> tuple[NDArray[np.float32], bool]:
-        """The target of this tick, and whether it is the robot's own limit of what was commanded."""
-        if self._slew is None:
-            self._slew = SlewLimiter(self._limits, self._period_s, sensed.position_rad)
-        if self._held is not None:
-            self._slew.hold(self._held)
-            return self._held, False
+    def _follow(self, sensed: Sensed, now_ns: int) -> tuple[NDArray[np.float32], bool] | None:
+        """The target of this tick, and whether it is the robot's own limit of what was commanded.
+
+        None: the way there leads out of the workspace.
+        """
         assert self._heard is not None  # without a command the watchdog holds
         command = self._heard.command
-        return self._slew.follow(command.target_rad, command.seq, now_ns)
+        step = self._limiter(sensed).follow(command.target_rad, sensed.position_rad, command.seq, now_ns)
+        if step:
+            self._held = None
+        return step
+
+    def _limiter(self, sensed: Sensed) -> SlewLimiter:
+        """The limit of this episode, which begins where the arm is."""
+        if self._slew is None:
+            self._slew = SlewLimiter(self._limits, self._grasp_position, self._period_s, sensed.position_rad)
+        return self._slew
 
     def _next_seq(self) -> int:
         self._seq += 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +18,28 @@ from sim2or.contracts.scenario import Scenario, scenario_list
 from sim2or.contracts.task import TaskProfile, load_task
 from sim2or.errors import JobError
 from sim2or.messages.rollout import RolloutSpec
+from sim2or.rollout import motion
 from sim2or.rollout.actor import Actor, RandomActor
 from sim2or.rollout.control import control_step
 from sim2or.rollout.episode import Episode
-from sim2or.rollout.loop import run_episode
+from sim2or.rollout.loop import Play, perform, trial
 from sim2or.rollout.metrics import mean_squared_jerk, path_length_m
+from sim2or.rollout.motion import motion_path
 from sim2or.rollout.policy import PolicyActor
+from sim2or.rollout.replay import Recording, ReplayActor, read_recordings
 from sim2or.safety.stop import StopLatch, TorqueStage
 from sim2or.settings import load_settings
 from sim2or.stage import Context, StageResult
 from sim2or.worlds.world import World
 
 from sim2or_sim.backends import make_world
+from sim2or_sim.rooms import load_room, room_summary
 
-TRIALS = "trials.jsonl"
+TRIALS, FILMS = "trials.jsonl", "films.jsonl"
 FILMED_CAMERA = "room"
+
+SERVICES = {"mujoco": "sim", "isaaclab": "sim-isaaclab"}
+"""Engine to the service that rolls out in it, whose keys it has."""
 
 
 def run(spec: RolloutSpec, context: Context) -> StageResult:
@@ -38,108 +47,119 @@ def run(spec: RolloutSpec, context: Context) -> StageResult:
 
     Args:
         spec: Actor and scenarios.
-        context: The input ``policy`` names the artifact that must act.
+        context: The input ``policy`` names the artifact that must act, ``commands`` what is replayed.
 
     Returns:
-        Output ``episodes``: ``trials.jsonl`` with one line a trial, and films of some.
+        Output ``episodes``: ``trials.jsonl`` with one line a trial, the motion of each, and films of some.
 
     Raises:
-        JobError: The actor is a policy and no artifact, or no endpoint, is given.
+        JobError: The actor is a policy and no artifact, or no endpoint, is given; a replay has no commands.
     """
     robot, task = load_robot(spec.robot), load_task(spec.task)
     scenarios = scenario_list(task, spec.list, spec.trials, spec.offset)[context.shard :: context.shards]
+    room = load_room(spec.room, robot, task)
     out = context.work / "rollouts"
     out.mkdir(parents=True, exist_ok=True)
-    record = Record(out / TRIALS)
-    world = make_world(robot, task, backend=spec.engine)
-    artifact = _artifact(spec, context) if spec.actor == "policy" else ""
-    actor = _actor(spec, artifact, world, robot, task)
-    try:
-        trials = TrialRunner(spec, robot, task, world, actor, artifact)
-        _run_all(scenarios, record, trials, context, out)
-    finally:
-        world.close()
-        if isinstance(actor, PolicyActor):
-            actor.close()
-    return StageResult({"episodes": out}, _summary(spec, record.lines))
+    trials = Trials(
+        spec, robot, task, out, artifact=_artifact(spec, context), replayed=_replayed(spec, context)
+    )
+    batch = max(1, min(spec.num_envs, len(scenarios)))
+    with closing(make_world(robot, task, batch=batch, backend=spec.engine, room=room)) as world:
+        trials.run(scenarios, world, context)
+        Films(spec, out, world).make(scenarios, trials.record.lines, context)
+    return StageResult({"episodes": out}, _summary(spec, trials.record.lines) | room_summary(room))
 
 
-def _run_all(
-    scenarios: list[Scenario], record: Record, trials: TrialRunner, context: Context, out: Path
-) -> None:
-    films = Films(trials.spec, record.lines, context.shards)
-    successes = sum(trial["success"] for trial in record.lines)
-    finished = {trial["seed"] for trial in record.lines}
-    context.progress(len(finished), len(scenarios), "trials")
-    for scenario in scenarios:
-        if scenario.seed in finished:
-            continue
-        episode = trials.run(scenario)
-        line = trials.describe(scenario, episode)
-        if films.wants(episode.success):
-            line["replayed_alike"] = trials.film(scenario, episode, out / f"trial_{scenario.seed}.npz")
-        record.add(line)
-        successes += episode.success
-        done = len(record.lines)
-        context.progress(done, len(scenarios), "trials", successes=successes, success=successes / done)
+@dataclass(frozen=True)
+class Replayed:
+    """What a replay plays.
 
-
-class Films:
-    """Decides which trials are filmed: the first successes and the first failures of this shard.
-
-    Args:
-        spec: How many of each, over all shards.
-        filmed: Trials of an earlier attempt.
-        shards: How many shards share the number.
+    Attributes:
+        digest: Of the artifact, or artifacts, that recorded it.
+        recordings: By the seed of their scenario.
     """
 
-    def __init__(self, spec: RolloutSpec, filmed: Iterable[dict[str, Any]], shards: int) -> None:
-        share = {True: spec.films_successes, False: spec.films_failures}
-        self._left = {success: -(-count // shards) for success, count in share.items()}
-        for trial in filmed:
-            if "replayed_alike" in trial:
-                self._left[trial["success"]] -= 1
-
-    def wants(self, success: bool) -> bool:
-        """Whether a trial with this outcome is to be filmed; counts it."""
-        if self._left[success] <= 0:
-            return False
-        self._left[success] -= 1
-        return True
+    digest: str
+    recordings: Mapping[int, Recording]
 
 
-class TrialRunner:
-    """Runs, describes and films the trials of one actor in one world."""
+class Trials:
+    """Runs one actor's trials in a batch of worlds and keeps their record.
+
+    Args:
+        spec: Actor and scenarios.
+        robot: The robot.
+        task: The task.
+        out: Directory of the rollouts; what an earlier attempt recorded there is kept.
+        artifact: Digest of the policy that must act; "" for other actors.
+        replayed: What a replay plays; None for other actors.
+    """
 
     def __init__(
         self,
         spec: RolloutSpec,
         robot: RobotProfile,
         task: TaskProfile,
-        world: World,
-        actor: Actor,
+        out: Path,
+        *,
         artifact: str,
+        replayed: Replayed | None = None,
     ) -> None:
-        self.spec, self._task, self._world, self._actor = spec, task, world, actor
-        self._artifact = artifact
+        self.record = Record(out / TRIALS)
+        self._spec, self._robot, self._task, self._out = spec, robot, task, out
+        self._artifact, self._replayed = artifact, replayed
         self._kinematics = Kinematics(robot)
-        # the full torque stage: nothing real can be hurt here
-        self._step = control_step(robot, task, StopLatch(TorqueStage.FULL), horizon=actor.horizon)
-        self._latency_ticks = 0 if spec.actor == "expert" else spec.latency_ticks
+        self._latency_ticks = spec.latency_ticks if spec.actor in ("policy", "random") else 0
 
-    def run(self, scenario: Scenario) -> Episode:
-        """Runs one trial."""
-        return run_episode(
-            self._world,
-            self._actor,
-            self._step,
-            scenario,
-            session=f"{self.spec.actor}-{scenario.seed}",
-            max_steps=self._task.limit_steps + 1,
-            latency_ticks=self._latency_ticks,
-        )
+    def run(self, scenarios: Sequence[Scenario], world: World, context: Context) -> None:
+        """Runs the trials that are not recorded yet, each as soon as a world is free."""
+        finished = {line["seed"] for line in self.record.lines}
+        waiting = [scenario for scenario in scenarios if scenario.seed not in finished]
 
-    def describe(self, scenario: Scenario, episode: Episode) -> dict[str, Any]:
+        def pulse() -> None:
+            done, successes = len(self.record.lines), sum(line["success"] for line in self.record.lines)
+            figures = {"successes": successes, "success": successes / done} if done else {}
+            context.progress(done, len(scenarios), "trials", **figures)
+
+        pulse()
+        with ExitStack() as stack:
+            actors = self._actors(world, min(world.spec.batch, len(waiting)), stack)
+            # the full torque stage: nothing real can be hurt here
+            steps = [
+                control_step(self._robot, self._task, StopLatch(TorqueStage.FULL), horizon=actor.horizon)
+                for actor in actors
+            ]
+
+            def play(index: int, scenario: Scenario) -> Play[dict[str, Any]]:
+                episode = yield from trial(
+                    world,
+                    actors[index],
+                    steps[index],
+                    scenario,
+                    index=index,
+                    session=f"{self._spec.actor}-{scenario.seed}",
+                    max_steps=self._task.limit_steps + 1,
+                    latency_ticks=self._latency_ticks,
+                )
+                motion.write(motion_path(self._out, scenario.seed), episode)
+                return self._describe(scenario, episode)
+
+            for line in perform(world, waiting, play, pulse=pulse):
+                self.record.add(line)
+                pulse()
+
+    def _actors(self, world: World, count: int, stack: ExitStack) -> list[Actor]:
+        """One actor for each world that plays; sockets are closed with the stack."""
+        actors = [
+            _actor(self._spec, self._artifact, self._replayed, world, self._robot, self._task, index)
+            for index in range(count)
+        ]
+        for actor in actors:
+            if isinstance(actor, PolicyActor):
+                stack.callback(actor.close)
+        return actors
+
+    def _describe(self, scenario: Scenario, episode: Episode) -> dict[str, Any]:
         """The trial's line: outcome, motion, safety and timing, with units in the names."""
         measured = np.array(episode.measured_rad, dtype=np.float64)
         facts = {name: float(value) for name, value in episode.facts.items() if np.isfinite(value)}
@@ -147,8 +167,10 @@ class TrialRunner:
         thought_ms = np.array(episode.inference_s or [0.0]) * 1e3
         return facts | {
             "seed": scenario.seed,
-            "actor": self.spec.actor,
+            "actor": self._spec.actor,
             "artifact": self._artifact,
+            "commands": self._replayed.digest if self._replayed else "",
+            "engine": self._spec.engine,
             "instrument": scenario.instrument,
             "request": scenario.request,
             "success": episode.success,
@@ -169,36 +191,82 @@ class TrialRunner:
             "scenario": scenario.model_dump(mode="json"),
         }
 
-    def film(self, scenario: Scenario, episode: Episode, path: Path) -> bool:
-        """Replays a trial from its scenario and commands, with pictures for people.
 
-        Returns:
-            Whether the replay ended as the trial did; what is seen is then what was judged.
+class Films:
+    """Replays some trials from their scenarios and commands, with pictures for people.
+
+    Args:
+        spec: How many of each outcome, over all shards, and how they look.
+        out: Directory of the rollouts; films of an earlier attempt are kept.
+        world: The batch that the trials ran in.
+    """
+
+    def __init__(self, spec: RolloutSpec, out: Path, world: World) -> None:
+        self._spec, self._out, self._world = spec, out, world
+        self._record = Record(out / FILMS)
+
+    def make(
+        self, scenarios: Sequence[Scenario], trials: Iterable[Mapping[str, Any]], context: Context
+    ) -> None:
+        """Films the first successes and the first failures of this shard.
+
+        ``films.jsonl`` says of each whether the replay ended as the trial did; what is seen is then what was
+        judged.
         """
-        height_px = self.spec.film_height_px
+        ends = {trial["seed"]: bool(trial["success"]) for trial in trials}
+        filmed = {line["seed"] for line in self._record.lines}
+        wanted = [s for s in _first(self._spec, scenarios, ends, context.shards) if s.seed not in filmed]
+
+        def play(index: int, scenario: Scenario) -> Play[dict[str, Any]]:
+            success = yield from self._film(index, scenario)
+            return {"seed": scenario.seed, "replayed_alike": success == ends[scenario.seed]}
+
+        def pulse() -> None:
+            context.progress(len(ends), len(scenarios), "trials", films=len(self._record.lines))
+
+        for line in perform(self._world, wanted, play, pulse=pulse):
+            self._record.add(line)
+
+    def _film(self, index: int, scenario: Scenario) -> Play[bool]:
+        """Plays the commands of a trial; returns whether the world says success this time."""
+        height_px = self._spec.film_height_px
         size = {"height": height_px, "width": height_px * 4 // 3}
         pictures: list[NDArray[np.uint8]] = []
-        self._world.reset([scenario])
-        for tick, (command, measured) in enumerate(
-            zip(episode.commanded_rad, episode.measured_rad, strict=True)
-        ):
-            if tick % self.spec.film_every_ticks == 0:
-                pictures.append(self._world.render(FILMED_CAMERA, **size))
-            self._world.step((command if np.isfinite(command).all() else measured)[None])
-        pictures.append(self._world.render(FILMED_CAMERA, **size))
-        films = {f"frames_{FILMED_CAMERA}": np.array(pictures)}
-        with path.open("wb") as file:
-            np.savez_compressed(file, **episode.arrays(), **films)  # type: ignore[arg-type]
-        return self._world.truth(0).success == episode.success
+        for tick, row in enumerate(motion.read(motion_path(self._out, scenario.seed))):
+            if tick % self._spec.film_every_ticks == 0:
+                pictures.append(self._world.render(FILMED_CAMERA, index=index, **size))
+            yield row["commanded_rad" if np.isfinite(row["commanded_rad"]).all() else "measured_rad"]
+        pictures.append(self._world.render(FILMED_CAMERA, index=index, **size))
+        with (self._out / f"trial_{scenario.seed}.npz").open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **{f"frames_{FILMED_CAMERA}": np.array(pictures)})
+        return self._world.truth(index).success
 
 
-def _actor(spec: RolloutSpec, artifact: str, world: World, robot: RobotProfile, task: TaskProfile) -> Actor:
+def _first(
+    spec: RolloutSpec, scenarios: Sequence[Scenario], ends: Mapping[int, bool], shards: int
+) -> list[Scenario]:
+    """The scenarios to film: so many of each outcome, in the order of the list."""
+    share = {True: -(-spec.films_successes // shards), False: -(-spec.films_failures // shards)}
+    of_end = {end: [s for s in scenarios if ends[s.seed] is end] for end in share}
+    return [scenario for end, count in share.items() for scenario in of_end[end][:count]]
+
+
+def _actor(
+    spec: RolloutSpec,
+    artifact: str,
+    replayed: Replayed | None,
+    world: World,
+    robot: RobotProfile,
+    task: TaskProfile,
+    index: int,
+) -> Actor:
+    if replayed is not None:
+        return ReplayActor(replayed.recordings, horizon=task.executor.horizon)
     if spec.actor == "expert":
-        from sim2or_sim.expert_actor import (
-            ExpertActor,
-        )  # MuJoCo may be imported only after make_world chose GL
+        # MuJoCo may be imported only after make_world chose GL
+        from sim2or_sim.expert_actor import ExpertActor
 
-        return ExpertActor(world, robot, task)
+        return ExpertActor(world, robot, task, index)
     if spec.actor == "random":
         return RandomActor(robot, horizon=task.executor.horizon)
     settings = load_settings()
@@ -209,18 +277,31 @@ def _actor(spec: RolloutSpec, artifact: str, world: World, robot: RobotProfile, 
         artifact,
         horizon=task.executor.horizon,
         deadline_ms=spec.deadline_ms,
-        keys=load_keyring(settings.keys, "sim"),
+        keys=load_keyring(settings.keys, SERVICES[spec.engine]),
     )
 
 
 def _artifact(spec: RolloutSpec, context: Context) -> str:
+    """The digest of the policy that must act; "" for actors that are none."""
+    if spec.actor != "policy":
+        return ""
     digests = context.digests.get("policy", ())
     if not digests:
         raise JobError(
             f"rollout: actor {spec.actor!r} needs the input 'policy' (a checkpoint or an exported model); "
-            "actors without one: expert, random"
+            "actors without one: expert, random, replay"
         )
     return digests[0]
+
+
+def _replayed(spec: RolloutSpec, context: Context) -> Replayed | None:
+    """What a replay plays; None for other actors."""
+    if spec.actor != "replay":
+        return None
+    if not context.inputs.get("commands"):
+        raise JobError("rollout: actor 'replay' needs the input 'commands' (rollouts or episodes to replay)")
+    digest = ",".join(sorted(context.digests["commands"]))
+    return Replayed(digest, read_recordings(context.inputs["commands"]))
 
 
 def _summary(spec: RolloutSpec, trials: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -12,11 +12,14 @@ import pytest
 from newton.solvers import SolverMuJoCo
 from newton.usd import SchemaResolverMjc, SchemaResolverNewton, SchemaResolverPhysx
 from numpy.typing import NDArray
-from pxr import Gf, Usd, UsdGeom
+from pxr import Gf, Usd, UsdGeom, UsdSemantics
+from sim2or.contracts.kinematics import rotation
 from sim2or.contracts.robot import load_robot
 from sim2or.contracts.task import load_task
 from sim2or_sim.backends.isaaclab.usd import Assets, write_assets
 from sim2or_sim.backends.mujoco import scene
+from sim2or_sim.rooms import load_room
+from sim2or_sim.rooms.room import Room
 
 ROBOT, TASK = load_robot("so101"), load_task("handover")
 CLOSE = {"rtol": 1e-6, "atol": 1e-9}  # USD and Newton keep single precision: 6e-8 of a number
@@ -24,18 +27,27 @@ CLOSE = {"rtol": 1e-6, "atol": 1e-9}  # USD and Newton keep single precision: 6e
 pytestmark = pytest.mark.isaac
 
 
+@pytest.fixture(scope="module", params=["", "theatre"])
+def room(request: pytest.FixtureRequest) -> Room | None:
+    """The built-in room, and the example of one's own."""
+    return load_room(request.param, ROBOT, TASK)
+
+
 @pytest.fixture(scope="module")
-def assets(tmp_path_factory: pytest.TempPathFactory) -> Assets:
-    return write_assets(ROBOT, TASK, tmp_path_factory.mktemp("usd"))
+def assets(room: Room | None, tmp_path_factory: pytest.TempPathFactory) -> Assets:
+    return write_assets(ROBOT, TASK, tmp_path_factory.mktemp("usd"), room)
 
 
 @pytest.fixture(scope="module", params=list(TASK.instruments))
-def pair(request: pytest.FixtureRequest, assets: Assets) -> tuple[mujoco.MjModel, mujoco.MjModel, Any]:
+def pair(
+    request: pytest.FixtureRequest, assets: Assets, room: Room | None
+) -> tuple[mujoco.MjModel, mujoco.MjModel, Any]:
     """MuJoCo's model, the model that Newton gives its solver, and the Newton model."""
-    files = [assets.robot, assets.room, assets.instruments[request.param]]
+    loose = [part.file for part in assets.loose.values()]
+    files = [assets.robot, assets.room, assets.instruments[request.param], *loose]
     model = _newton(files)
     solver = SolverMuJoCo(model, cone="elliptic", impratio=10.0, integrator="implicitfast")
-    return scene.build_scene(ROBOT, TASK, request.param), solver.mj_model, model
+    return scene.build_scene(ROBOT, TASK, request.param, room), solver.mj_model, model
 
 
 def _newton(files: list[Path]) -> newton.Model:
@@ -57,8 +69,10 @@ def _number(model: mujoco.MjModel, kind: str, name: str) -> int:
 
 
 def _bodies(theirs: mujoco.MjModel) -> list[tuple[int, str]]:
-    named = [(f"_{body.name}", body.name) for body in ROBOT.bodies] + [("_instrument", "instrument")]
-    return [(_number(theirs, "body", ending), name) for ending, name in named]
+    bodies = [theirs.body(i).name for i in range(theirs.nbody)]
+    loose = [name[name.index("part_") :] for name in bodies if "part_" in name]
+    named = [*(body.name for body in ROBOT.bodies), "instrument", *loose]
+    return [(_number(theirs, "body", f"_{name}"), name) for name in named]
 
 
 def test_masses_and_inertias(pair: tuple[mujoco.MjModel, mujoco.MjModel, Any]) -> None:
@@ -107,7 +121,7 @@ def test_links_stand_where_they_stand(pair: tuple[mujoco.MjModel, mujoco.MjModel
             other.qpos[theirs.jnt_qposadr[_number(theirs, "joint", f"_{joint.name}")]] = value
         mujoco.mj_kinematics(ours, one)
         mujoco.mj_kinematics(theirs, other)
-        for number, name in _bodies(theirs)[:-1]:
+        for number, name in _bodies(theirs)[: len(ROBOT.bodies)]:
             mine = ours.body(name).id
             np.testing.assert_allclose(other.xpos[number], one.xpos[mine], atol=1e-6)
             np.testing.assert_allclose(other.xmat[number], one.xmat[mine], atol=1e-5)
@@ -133,12 +147,26 @@ def test_contacts(pair: tuple[mujoco.MjModel, mujoco.MjModel, Any]) -> None:
             np.testing.assert_allclose(
                 getattr(theirs, key)[found[0]], getattr(ours, key)[number], **CLOSE, err_msg=f"{name} {key}"
             )
+        if ours.geom_type[number] == mujoco.mjtGeom.mjGEOM_MESH:
+            np.testing.assert_allclose(_corners(theirs, found[0]), _corners(ours, number), atol=2e-6)
+            continue
         size = ours.geom_size[number][ours.geom_size[number] > 0]
         np.testing.assert_allclose(theirs.geom_size[found[0]][: len(size)], size, **CLOSE, err_msg=name)
     for one in mine:
         for two in mine:
             if ours.geom_bodyid[one] != ours.geom_bodyid[two]:
                 assert _meet(ours, one, two) == _meet(theirs, match[one], match[two])
+
+
+def _corners(model: mujoco.MjModel, number: int) -> NDArray[np.float64]:
+    """Corners of a geom's convex hull in its body, sorted, shape (n, 3) [m]."""
+    mesh, turn = model.geom_dataid[number], np.empty(9)
+    mujoco.mju_quat2Mat(turn, model.geom_quat[number])
+    start, graph = model.mesh_vertadr[mesh], model.mesh_graph[model.mesh_graphadr[mesh] :]
+    corners = model.mesh_vert[start + graph[2 + graph[0] : 2 + 2 * graph[0]]]
+    placed = corners @ turn.reshape(3, 3).T + model.geom_pos[number]
+    order = np.lexsort(np.round(placed, 4).T)
+    return np.asarray(placed[order], dtype=np.float64)
 
 
 def _meet(model: mujoco.MjModel, one: int, two: int) -> bool:
@@ -170,9 +198,9 @@ def test_cameras(assets: Assets) -> None:
         np.testing.assert_allclose(2 * np.arctan(half), np.deg2rad(ours.camera(name).fovy[0]), **CLOSE)
 
 
-def test_what_is_seen_is_what_is_described(assets: Assets) -> None:
+def test_what_is_seen_is_what_is_described(assets: Assets, room: Room | None) -> None:
     """Every visible geom of the arm is one visible prim of the same colour at the same place in its link."""
-    ours = scene.build_scene(ROBOT, TASK, "scalpel")
+    ours = scene.build_scene(ROBOT, TASK, "scalpel", room)
     stage = Usd.Stage.Open(str(assets.robot))
     bodies = {ours.body(body.name).id: body.name for body in ROBOT.bodies}
     seen = [i for i in range(ours.ngeom) if ours.geom_bodyid[i] in bodies]
@@ -185,3 +213,27 @@ def test_what_is_seen_is_what_is_described(assets: Assets) -> None:
         color = np.array(prim.GetDisplayColorAttr().Get()[0])
         back = np.where(color <= 0.0031308, 12.92 * color, 1.055 * color ** (1 / 2.4) - 0.055)
         np.testing.assert_allclose(back, ours.geom_rgba[number, :3], atol=1e-5)
+
+
+def test_parts_of_a_room_are_seen_and_labelled(assets: Assets, room: Room | None) -> None:
+    """Each surface of a part is a mesh of as many triangles, where it stands, under the part's label."""
+    ours = scene.build_scene(ROBOT, TASK, "scalpel", room)
+    for part in room.parts if room else ():
+        loose = assets.loose.get(part.body)
+        stage = Usd.Stage.Open(str(loose.file if loose else assets.room))
+        root = f"/{part.body if loose else 'room'}"
+        for number, surface in enumerate(part.seen):
+            prim = stage.GetPrimAtPath(f"{root}/{part.body}_{number}")
+            mesh, geom = UsdGeom.Mesh(prim), ours.geom(f"{part.body}_{number}")
+            assert len(mesh.GetFaceVertexCountsAttr().Get()) == len(surface.faces)
+            placed = np.array(mesh.GetPointsAttr().Get()) @ np.array(mesh.GetLocalTransformation())[:3, :3]
+            placed += np.array(mesh.GetLocalTransformation())[3, :3]
+            at_m, turn = (
+                (np.zeros(3), np.eye(3)) if loose else (part.part.at_m, rotation(part.part.turn_wxyz))
+            )
+            expected = surface.points @ np.transpose(turn) + at_m
+            np.testing.assert_allclose(placed.min(axis=0), expected.min(axis=0), atol=2e-6)
+            np.testing.assert_allclose(placed.max(axis=0), expected.max(axis=0), atol=2e-6)
+            assert bool(geom.contype[0]) is False
+            labelled = stage.GetPrimAtPath(root) if loose else prim
+            assert list(UsdSemantics.LabelsAPI(labelled, "class").GetLabelsAttr().Get()) == [part.part.label]

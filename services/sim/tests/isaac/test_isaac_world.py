@@ -40,9 +40,14 @@ def test_a_second_world_in_the_process_is_refused(world: World) -> None:
 
 
 def test_scenario_changes_masses_and_frictions(world: IsaacLabWorld) -> None:
-    """Mass and both friction factors reach the solver's model, and the next scenario starts from nominal."""
+    """Mass, frictions and gains reach the solver's model, and the next scenario starts from nominal."""
     suite = WorldConformance()
-    varied = {"mass_factor": 1.2, "grip_friction_factor": 0.7, "table_friction_factor": 1.3}
+    varied = {
+        "mass_factor": 1.2,
+        "grip_friction_factor": 0.7,
+        "table_friction_factor": 1.3,
+        "gain_factor": 1.1,
+    }
     nominal = suite.plain()
     world.reset([nominal.model_copy(update=varied), nominal])
     world.step(suite.home(2))
@@ -56,10 +61,11 @@ def test_scenario_changes_masses_and_frictions(world: IsaacLabWorld) -> None:
 
     def found() -> np.ndarray:
         mass, friction = solver.mjw_model.body_mass.numpy(), solver.mjw_model.geom_friction.numpy()
-        return np.column_stack([mass[:, scalpel], friction[:, pad, 0], friction[:, tray, 0]])
+        gain = solver.mjw_model.actuator_gainprm.numpy()[:, 0, 0]
+        return np.column_stack([mass[:, scalpel], friction[:, pad, 0], friction[:, tray, 0], gain])
 
-    plain = [mass_kg, slide, TASK.tray.friction.slide]
-    np.testing.assert_allclose(found(), [np.multiply(plain, [1.2, 0.7, 1.3]), plain], rtol=1e-6)
+    plain = [mass_kg, slide, TASK.tray.friction.slide, ROBOT.servo.stiffness_nmprad]
+    np.testing.assert_allclose(found(), [np.multiply(plain, [1.2, 0.7, 1.3, 1.1]), plain], rtol=1e-6)
     world.reset([nominal, nominal])
     world.step(suite.home(2))
     np.testing.assert_allclose(found(), [plain, plain], rtol=1e-6)
@@ -70,8 +76,7 @@ def test_broken_physics_is_a_failure_not_an_exception(world: IsaacLabWorld) -> N
     suite = WorldConformance()
     world.reset([suite.plain(), suite.plain("forceps")])
     world.step(suite.home(2))
-    speed = np.full(6, np.nan)
-    world._place_arm(0, np.array(ROBOT.home_rad), speed)
+    world._place_arms(np.array([0]), np.array([ROBOT.home_rad]), np.full((1, 6), np.nan))
     for _ in range(3):
         world.step(suite.home(2))
     truth, sensed = world.truth(0), world.sense(0, cameras=False)

@@ -233,28 +233,33 @@ class Jobs:
         )
         return Submitted(job_id=job.job_id, state=state, existing=bool(existing))
 
-    def claim(self, stage: str, worker: str, *, block_s: float = 1.0) -> Claim | None:
+    def claim(self, stages: str | Sequence[str], worker: str, *, block_s: float = 1.0) -> Claim | None:
         """Takes one job: first what another worker lost, then the highest priority.
 
         Args:
-            stage: Whose jobs.
+            stages: Whose jobs: one stage's, or those of several, the earlier ones first.
             worker: A name that only this process uses.
             block_s: How long to wait for a job [s].
         """
         deadline = time.monotonic() + block_s
-        question = ("claim", stage, worker, *self._terms())
-        reply = self._call(*question)
+        order = [stages] if isinstance(stages, str) else list(stages)
+        reply = None
         while True:
-            if isinstance(reply, list):
-                claim = self._claimed(reply, worker)
-                if claim:
-                    return claim
-                reply = self._call(*question)
-                continue
+            due_ms = []
+            for stage in order:
+                found = self._look(stage, worker, reply)
+                if isinstance(found, Claim):
+                    return found
+                due_ms.append(found)
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0:
                 return None
-            reply = self._wait_and_call(stage, self._patience_s(remaining_s, reply), *question)
+            patience_s = self._patience_s(remaining_s, min((ms for ms in due_ms if ms >= 0), default=-1))
+            if len(order) == 1:
+                reply = self._wait_and_call(order[0], patience_s, *self._question(order[0], worker))
+            else:
+                woken = self._wait(order, patience_s)
+                order = sorted(stages, key=lambda stage: stage != woken)
 
     def renew(self, claim: Claim) -> Lease:
         """Extends the lease of a job that is still this worker's."""
@@ -410,6 +415,26 @@ class Jobs:
             if gone + stayed < _PAGE:
                 return Pruned(jobs=forgotten, events=self._call("prune_events", older_ms))
 
+    def _question(self, stage: str, worker: str) -> tuple[str | int, ...]:
+        return "claim", stage, worker, *self._terms()
+
+    def _look(self, stage: str, worker: str, reply: Any = None) -> Claim | int:
+        """A stage's next job, or how long none is to be expected there [ms]; -1: for ever.
+
+        Args:
+            stage: Whose job.
+            worker: Who asks.
+            reply: What the bus said, where it was asked already.
+        """
+        while True:
+            reply = self._call(*self._question(stage, worker)) if reply is None else reply
+            if not isinstance(reply, list):
+                return int(reply)
+            claim = self._claimed(reply, worker)
+            if claim:
+                return claim
+            reply = None
+
     def _terms(self) -> tuple[int, int]:
         return int(self.lease_s * 1000), self.max_deliveries
 
@@ -442,7 +467,14 @@ class Jobs:
             return None
         return Claim(job_id=job_id, job=job, worker=worker, attempt=attempt, lease_s=self.lease_s)
 
-    def _wait_and_call(self, stage: str, patience_s: float, operation: str, *arguments: str | int) -> Any:
+    def _wait(self, stages: Sequence[str], patience_s: float) -> str:
+        """Waits for a submission to one of several stages; returns which, or "" when there was none."""
+        lists = {f"jobs:{stage}:wake": stage for stage in stages}
+        with redis_errors():
+            woken = cast("tuple[str, str] | None", self._redis.blpop(list(lists), timeout=patience_s))
+        return lists[woken[0]] if woken else ""
+
+    def _wait_and_call(self, stage: str, patience_s: float, *question: str | int) -> Any:
         """Waits for a submission, a due retry, or time to look for lost leases; then does the operation.
 
         Both travel together: Redis does the second as soon as the first no longer blocks.
@@ -450,12 +482,12 @@ class Jobs:
         with redis_errors():
             both = self._redis.pipeline(transaction=False)
             both.blpop([f"jobs:{stage}:wake"], timeout=patience_s)
-            both.evalsha(self._script.sha, 0, operation, *arguments)
+            both.evalsha(self._script.sha, 0, *question)
             woken, reply = both.execute(raise_on_error=False)
             for answer in (woken, reply):
                 if isinstance(answer, Exception) and not isinstance(answer, NoScriptError):
                     raise answer
-        return self._call(operation, *arguments) if isinstance(reply, NoScriptError) else reply
+        return self._call(*question) if isinstance(reply, NoScriptError) else reply
 
     def _patience_s(self, remaining_s: float, due_ms: int) -> float:
         """How long a claim waits before it looks again [s]."""
@@ -464,12 +496,12 @@ class Jobs:
             limits.append(due_ms / 1000)
         return max(min(limits), _MIN_WAIT_S)
 
-    def _call(self, operation: str, *arguments: str | int) -> Any:
+    def _call(self, *question: str | int) -> Any:
         with redis_errors():
             try:
-                return self._redis.evalsha(self._script.sha, 0, operation, *arguments)
+                return self._redis.evalsha(self._script.sha, 0, *question)
             except NoScriptError:
-                return self._script(args=[operation, *arguments])
+                return self._script(args=question)
 
 
 def short(summary: Mapping[str, Any]) -> dict[str, Any]:

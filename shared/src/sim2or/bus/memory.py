@@ -14,7 +14,7 @@ import threading
 import time
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -91,16 +91,22 @@ class MemoryBus:
             "prune_events": self._prune_events,
         }
 
-    def step(self, operation: str, *arguments: str | int) -> Any:
+    def step(self, operation: str | int, *arguments: str | int) -> Any:
         """Takes one step of the queue, whole and alone, as ``jobs.lua`` does."""
         with self._changed:
-            return self._steps[operation](*arguments)
+            return self._steps[str(operation)](*arguments)
 
-    def wait(self, stage: str, timeout_s: float) -> None:
-        """Waits for a job of a stage to come, at most ``timeout_s`` [s]."""
+    def wait(self, stages: Sequence[str], timeout_s: float) -> str:
+        """Waits for a job of one of some stages to come, at most ``timeout_s`` [s]; returns whose, or ""."""
+
+        def woken() -> str:
+            return next((stage for stage in stages if self._tokens.get(stage, 0) > 0), "")
+
         with self._changed:
-            if self._changed.wait_for(lambda: self._tokens.get(stage, 0) > 0, timeout_s):
+            stage = self._changed.wait_for(woken, timeout_s)
+            if stage:
                 self._tokens[stage] -= 1
+            return stage
 
     def fields(self, job_id: str) -> Fields:
         """Returns all that is kept of a job, as text; empty when there is no such job."""
@@ -509,12 +515,15 @@ class MemoryJobs(Jobs):
         ids = self._bus.dead_ids() if index == DEAD else self._bus.job_ids()
         return [parse_record(one, fields) for one in ids if (fields := self._bus.fields(one))]
 
-    def _wait_and_call(self, stage: str, patience_s: float, operation: str, *arguments: str | int) -> Any:
-        self._bus.wait(stage, patience_s)
-        return self._call(operation, *arguments)
+    def _wait(self, stages: Sequence[str], patience_s: float) -> str:
+        return self._bus.wait(stages, patience_s)
 
-    def _call(self, operation: str, *arguments: str | int) -> Any:
-        return self._bus.step(operation, *arguments)
+    def _wait_and_call(self, stage: str, patience_s: float, *question: str | int) -> Any:
+        self._bus.wait((stage,), patience_s)
+        return self._call(*question)
+
+    def _call(self, *question: str | int) -> Any:
+        return self._bus.step(*question)
 
 
 class MemoryEvents(Events):

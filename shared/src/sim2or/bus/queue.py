@@ -6,7 +6,7 @@ contract suite, ``tests/contract/test_queue_contract.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from sim2or.bus.events import START
@@ -31,8 +31,8 @@ class JobQueue(Protocol):
     def submit(self, job: Job, *, priority: Priority = "normal") -> Submitted:
         """Queues a job; the same question is queued and answered once."""
 
-    def claim(self, stage: str, worker: str, *, block_s: float = 1.0) -> Claim | None:
-        """Takes one job, waiting at most ``block_s`` [s]."""
+    def claim(self, stages: str | Sequence[str], worker: str, *, block_s: float = 1.0) -> Claim | None:
+        """Takes one job of a stage, or of one of several, waiting at most ``block_s`` [s]."""
 
     def renew(self, claim: Claim) -> Lease:
         """Extends the lease of a job that is still this worker's."""

@@ -21,6 +21,7 @@ from sim2or.bus import sockets
 from sim2or.bus.handler import HandlerThread, Outcome
 from sim2or.bus.keys import Keyring
 from sim2or.bus.labels import socket_labels
+from sim2or.bus.questions import Questions
 from sim2or.bus.ring import (
     Opened,
     Overwritten,
@@ -43,7 +44,7 @@ from sim2or.messages.envelope import Envelope, Origin
 from sim2or.messages.message import Message
 from sim2or.messages.policy_request import PolicyError, PolicyRequest
 from sim2or.messages.topics import TOPICS, high_water_mark
-from sim2or.tracing import Questions, record
+from sim2or.tracing import record
 
 log = structlog.get_logger()
 
@@ -228,6 +229,15 @@ class Client[A: Message]:
                 said = f": {failed} handshakes failed, see SIM2OR_KEYS" if failed else ""
                 raise TransientError(f"no server at {self.endpoint} within {deadline_s:g} s{said}")
             identity = self.send(request, deadline_s=remaining_s)
+        return self.wait(identity, deadline_s=(end_ns - now_ns()) / 1e9)
+
+    def wait(self, identity: UUID, *, deadline_s: float) -> A:
+        """Waits for the answer to a question that was sent.
+
+        Raises:
+            TransientError: No answer before the deadline.
+        """
+        end_ns = now_ns() + int(deadline_s * 1e9)
         others: list[Reply[A]] = []
         try:
             while (remaining_s := (end_ns - now_ns()) / 1e9) > 0:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from sim2or.bus.server import find_server
 from sim2or.cli import cluster_check, engine_check, robot_check
-from sim2or.cli.check import Check, Checks
+from sim2or.cli.check import Check, Checks, ask
 from sim2or.errors import ConfigError, choices
+from sim2or.stages import load_table
+from sim2or.supervisor import interpreter
 
 NEEDED_GB = 5
 NEEDED_MEMORY_GB = 7
@@ -24,6 +26,9 @@ PROCESSORS = ("x86_64", "aarch64")
 
 GL_LIBRARIES = ((("libEGL.so.1",), ("libOpenGL.so.0", "libGL.so.1")), (("libOSMesa.so.8",),))
 """What the simulator loads, by exactly these names: of one of these choices, a library of every group."""
+
+ISAAC_LAB = "from importlib.metadata import version as v; print(v('isaaclab'), v('newton'), v('warp-lang'))"
+"""Says the versions of the second engine, in its own environment."""
 
 GL_REMEDY = "apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0"
 
@@ -99,6 +104,19 @@ def _memory() -> Check:
     )
 
 
+def _isaaclab() -> Check:
+    info = load_table().services["sim-isaaclab"]
+    try:
+        python = interpreter(info)
+    except ConfigError as error:
+        return Check("isaaclab", False, str(error))
+    answer = ask(str(python), "-c", ISAAC_LAB)
+    if not answer.ok:
+        return Check("isaaclab", False, f"{python}: {answer.last}; run `{info.setup}`")
+    lab, newton, warp = answer.out.split()
+    return Check("isaaclab", True, f"{lab}, newton {newton}, warp {warp}")
+
+
 def _loads(library: str) -> bool:
     try:
         ctypes.CDLL(library)
@@ -114,6 +132,7 @@ CHECKS: Checks = {
     "graphics": _graphics,
     "disk": _disk,
     "memory": _memory,
+    "isaaclab": _isaaclab,
     **engine_check.CHECKS,
     **robot_check.CHECKS,
     **cluster_check.CHECKS,
@@ -123,6 +142,7 @@ _CONTAINERS = ("architecture", "memory", "engine", "compose", "engine-disk", "po
 
 PURPOSES = {
     "demo": ("python", "architecture", "redis", "graphics", "disk", "memory"),
+    "isaaclab": ("python", "architecture", "redis", "memory", "isaaclab"),
     "compose": _CONTAINERS,
     "gpu": (*_CONTAINERS, "gpu", "gpu-runtime"),
     "robot": (*_CONTAINERS, *robot_check.CHECKS),

@@ -10,7 +10,7 @@ from sim2or.artifacts.mirrored import ASK_PATIENCE_S, open_store
 from sim2or.bus.journal import NAME, Journal
 from sim2or.bus.memory import MemoryBus, MemoryEvents, MemoryJobs
 from sim2or.cli.display import PlainDisplay
-from sim2or.cli.main import run_directory
+from sim2or.cli.runs import run_directory
 from sim2or.pipeline import load_pipeline
 from sim2or.runner import Runner
 from sim2or.settings import load_settings

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
 from rich.table import Table as Grid
 
+from sim2or.cli.runs import bus, run_directory
+from sim2or.cli.terminal import out
 from sim2or.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,16 +34,13 @@ def list_jobs(
     stage: Annotated[str, typer.Option(help="Only jobs of this stage.")] = "",
 ) -> None:
     """List jobs, oldest first, and how each stage's queue stands."""
-    from typing import get_args
-
-    from sim2or.cli.main import bus, out
     from sim2or.errors import choices
     from sim2or.messages.job import JobState
 
     if state and state not in get_args(JobState):
         raise ConfigError(f"--state: unknown state {state!r}; {choices(state, get_args(JobState))}")
     with bus(name) as queue:
-        records = queue.list(state or None, stage or None)
+        records = queue.list(cast("JobState", state) if state else None, stage or None)
         stages = [] if state else sorted({record.job.stage for record in records})
         figures = {one: queue.figures(one) for one in stages}
     grid = Grid("job", "name", "state", "tries", "age", "took", "progress", "left", "worker", box=None)
@@ -60,7 +59,6 @@ def show_job(
     as_json: Annotated[bool, typer.Option("--json", help="The record as JSON.")] = False,
 ) -> None:
     """Show everything known about a job."""
-    from sim2or.cli.main import bus, out
 
     with bus(name) as queue:
         record = queue.get(job_id)
@@ -76,7 +74,6 @@ def show_job(
 def cancel_job(job_id: str, name: RunOption = "default") -> None:
     """Cancel a job; its worker stops at the next renewal."""
     from sim2or.bus.journal import NAME, Journal
-    from sim2or.cli.main import bus, out, run_directory
 
     with bus(name) as queue:
         done = queue.cancel(job_id)
@@ -89,7 +86,6 @@ def cancel_job(job_id: str, name: RunOption = "default") -> None:
 def retry_job(job_id: str, name: RunOption = "default") -> None:
     """Queue a failed, dead or cancelled job anew, with no failures counted."""
     from sim2or.bus.journal import NAME, Journal
-    from sim2or.cli.main import bus, out, run_directory
 
     with bus(name) as queue:
         done = queue.retry(job_id)
@@ -102,7 +98,6 @@ def retry_job(job_id: str, name: RunOption = "default") -> None:
 @jobs_app.command("dead")
 def list_dead(name: RunOption = "default") -> None:
     """List jobs that failed for good, oldest first: who had them last, and why they failed."""
-    from sim2or.cli.main import bus, out
 
     with bus(name) as queue:
         records = queue.dead()
@@ -130,7 +125,6 @@ def prune_jobs(
 
     A forgotten answer is asked anew when a run needs it.
     """
-    from sim2or.cli.main import bus, out
 
     with bus(name) as queue:
         pruned = queue.prune(older_days * DAY_S)

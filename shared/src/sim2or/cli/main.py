@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
-from typer.core import TyperGroup
 
 from sim2or.cli import containers
 from sim2or.cli.bus import bus_app
@@ -17,27 +15,11 @@ from sim2or.cli.containers import DockerOption, ProjectOption, need_docker
 from sim2or.cli.jobs import jobs_app
 from sim2or.cli.k8s import k8s_app
 from sim2or.cli.keys import keys_app
+from sim2or.cli.room import room_app
+from sim2or.cli.runs import bus, redis_of, run_directory, running, store_roots
 from sim2or.cli.store import store_app
-from sim2or.errors import ConfigError, Sim2OrError
-
-EXIT_ERROR = 2
-EXIT_INTERRUPTED = 130
-
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
-
-class CleanGroup(TyperGroup):
-    """Shows our own errors as plain lines instead of tracebacks."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Runs the command; an error of the ``Sim2OrError`` tree exits with status 2."""
-        try:
-            return super().invoke(ctx)
-        except Sim2OrError as error:
-            err.print(f"sim2or: {error}", markup=False, soft_wrap=True)
-            raise SystemExit(EXIT_ERROR) from None
-
+from sim2or.cli.terminal import EXIT_ERROR, CleanGroup, out
+from sim2or.errors import ConfigError
 
 app = typer.Typer(cls=CleanGroup, no_args_is_help=True, add_completion=False, help=__doc__)
 app.add_typer(jobs_app, name="jobs")
@@ -45,6 +27,7 @@ app.add_typer(bus_app, name="bus")
 app.add_typer(keys_app, name="keys")
 app.add_typer(store_app, name="store")
 app.add_typer(k8s_app, name="k8s")
+app.add_typer(room_app, name="room")
 
 RunOption = Annotated[str, typer.Option("--run", help="Name of the run: its directory under runs/.")]
 ScaleOption = Annotated[list[str] | None, typer.Option("--scale", help="service=count, may be repeated.")]
@@ -140,7 +123,8 @@ def stages() -> None:
             for role, r in info.inputs.items()
         )
         makes = ", ".join(f"{role}: {kind}" for role, kind in info.outputs.items())
-        grid.add_row(info.name, info.service, takes or "–", makes)
+        name = f"{info.name} ({info.when[0]}: {info.when[1]})" if info.when else info.name
+        grid.add_row(name, info.service, takes or "–", makes)
     out.print(grid)
 
 
@@ -204,7 +188,7 @@ def events(
     """Print what happened, oldest first."""
     from sim2or.cli.run import print_events
 
-    with bus_client(name) as redis:
+    with redis_of(name) as redis:
         print_events(redis, follow=follow, job=job, console=out)
 
 
@@ -249,7 +233,7 @@ def chain(
     """Tell a run's whole chain from the events alone: jobs, attempts, artifacts, verdicts, deployment."""
     from sim2or.cli.chain import print_chain
 
-    with bus_client(name) as redis:
+    with redis_of(name) as redis:
         print_chain(redis, name, as_json=as_json, console=out)
 
 
@@ -259,7 +243,7 @@ def doctor(
         list[str] | None, typer.Argument(help="Only these checks, for example graphics.")
     ] = None,
     purpose: Annotated[
-        str, typer.Option("--for", help="Only what this needs: demo, compose, gpu, robot or k8s.")
+        str, typer.Option("--for", help="Only what this needs: demo, isaaclab, compose, gpu, robot or k8s.")
     ] = "",
 ) -> None:
     """Check what this machine needs: one line each, with the remedy; the demo's needs alone by default."""
@@ -283,17 +267,6 @@ def comma_separated(text: str) -> list[str]:
     return [part for part in text.split(",") if part]
 
 
-def run_directory(name: str) -> Path:
-    """The directory of a run.
-
-    Raises:
-        ConfigError: The name is no plain directory name.
-    """
-    if not name or "/" in name or name.startswith("."):
-        raise ConfigError(f"--run {name!r}: give a plain name; the directory is runs/<name>")
-    return Path("runs") / name
-
-
 def table_service(services: Any, name: str) -> None:
     """Checks that a service exists.
 
@@ -304,49 +277,3 @@ def table_service(services: Any, name: str) -> None:
 
     if name not in services:
         raise ConfigError(f"--services: unknown service {name!r}; {choices(name, services)}")
-
-
-def running(name: str) -> Any:
-    """The state of the supervisor of a run.
-
-    Raises:
-        ConfigError: None runs there.
-    """
-    from sim2or.supervisor import running_state
-
-    state = running_state(run_directory(name))
-    if state is None:
-        raise ConfigError(f"no supervisor runs in runs/{name}; start one with `sim2or up --run {name}`")
-    return state
-
-
-def store_roots() -> list[Path]:
-    """Every store that ``sim2or`` knows of from here."""
-    from sim2or.settings import load_settings
-
-    settings = load_settings()
-    return [settings.store] if settings.store else sorted(Path("runs").glob("*/store"))
-
-
-def bus_client(name: str) -> Any:
-    """A Redis client for a run: of its supervisor, or a private server on its files when none runs."""
-    from sim2or.cli.run import bus_of
-
-    return bus_of(run_directory(name))
-
-
-class bus:
-    """The queue of a run, for a ``with`` block."""
-
-    def __init__(self, name: str) -> None:
-        self._client = bus_client(name)
-
-    def __enter__(self) -> Any:
-        """Connects."""
-        from sim2or.bus.jobs import Jobs
-
-        return Jobs(self._client.__enter__())
-
-    def __exit__(self, *details: object) -> None:
-        """Disconnects."""
-        self._client.__exit__(*details)

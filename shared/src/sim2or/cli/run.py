@@ -1,4 +1,4 @@
-"""What ``sim2or run`` does, and how commands reach the bus of a run."""
+"""What ``sim2or run`` does."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from sim2or.artifacts.mirrored import ASK_PATIENCE_S, check_mirror, open_store
 from sim2or.bus.events import START, Events
 from sim2or.bus.jobs import Jobs
 from sim2or.bus.server import connect
-from sim2or.bus.server import start as start_redis
 from sim2or.cli.closing import closing_lines, place_lines
 from sim2or.cli.display import make_display
-from sim2or.cli.main import EXIT_INTERRUPTED, run_directory
+from sim2or.cli.runs import run_directory
+from sim2or.cli.terminal import EXIT_INTERRUPTED
 from sim2or.clock import now_ns
 from sim2or.errors import ConfigError, Sim2OrError
 from sim2or.pipeline import Pipeline, load_pipeline
@@ -33,6 +33,8 @@ from sim2or.settings import Settings, load_settings, result_variables
 from sim2or.stages import Table, load_table
 from sim2or.supervisor import (
     EmbeddedSupervisor,
+    SupervisorState,
+    check_environments,
     check_services,
     locked,
     running_state,
@@ -72,9 +74,11 @@ def run_pipeline(
             there = _elsewhere(settings, pipeline)
             finished = _run_on(there, pipeline, settings, table, force, console, started_s)
         elif running:
+            _check_started(running, pipeline, table)
             there = Services(running.redis_url, running.variables, lambda: check_services(run_dir))
             finished = _run_on(there, pipeline, settings, table, force, console, started_s)
         else:
+            check_environments(table.services[service] for service in pipeline.services)
             embedded = EmbeddedSupervisor(run_dir, sorted(pipeline.services), scale)
             with embedded as state:
                 there = Services(state.redis_url, state.variables, embedded.check, ours=True)
@@ -111,6 +115,17 @@ def _elsewhere(settings: Settings, pipeline: Pipeline) -> Services:
             "--no-services: set SIM2OR_REDIS_URL and SIM2OR_STORE to the bus and the store of the services"
         )
     return Services(settings.redis_url, result_variables(sorted(pipeline.services)))
+
+
+def _check_started(running: SupervisorState, pipeline: Pipeline, table: Table) -> None:
+    """Refuses a pipeline whose jobs nobody would take: some services start only where they are asked for."""
+    there = {process.service for process in running.processes.values()}
+    for name in sorted(pipeline.services - there):
+        if table.services[name].environment:
+            raise ConfigError(
+                f"{pipeline.path} needs the service {name}, which starts only where it is asked for, and the "
+                f"supervisor of this run has none: stop it and start it with `--scale {name}=1`"
+            )
 
 
 def _run_on(
@@ -173,30 +188,6 @@ def _traced(runner: Runner, run: str, pipeline: str) -> Iterator[None]:
 def _lock(run_dir: Path) -> Path:
     run_dir.mkdir(parents=True, exist_ok=True)
     return run_dir / "run.lock"
-
-
-@contextlib.contextmanager
-def bus_of(run_dir: Path) -> Iterator[Redis]:
-    """Connects to the bus of a run; a private Redis reads its files where no supervisor runs.
-
-    Raises:
-        ConfigError: There is no such run.
-    """
-    settings = load_settings()
-    running = running_state(run_dir)
-    url = running.redis_url if running else settings.redis_url
-    if url:
-        yield connect(url)
-        return
-    if not (run_dir / "redis").is_dir():
-        names = ", ".join(sorted(p.parent.name for p in Path("runs").glob("*/redis"))) or "none"
-        raise ConfigError(f"--run {run_dir.name}: no such run; runs: {names}")
-    with locked(run_dir / "supervisor.lock"):
-        server = start_redis(run_dir / "redis")
-        try:
-            yield connect(server.url)
-        finally:
-            server.stop()
 
 
 def print_events(redis: Redis, *, follow: bool, job: str, console: Console) -> None:

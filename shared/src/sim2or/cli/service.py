@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ import typer
 import yaml
 from pydantic import ValidationError
 
-from sim2or.cli.main import CleanGroup, err, out
+from sim2or.cli.terminal import CleanGroup, err, out
 from sim2or.consistency import spec_findings
 from sim2or.errors import ConfigError, Sim2OrError, choices
 from sim2or.explanation import explain
@@ -21,12 +21,15 @@ from sim2or.process import die_with_parent, end_with_parent
 from sim2or.stages import StageInfo, load, load_table
 
 
-def service_app(service: str, *, servers: Mapping[str, str] | None = None) -> typer.Typer:
+def service_app(
+    service: str, *, servers: Mapping[str, str] | None = None, also: Mapping[str, str] | None = None
+) -> typer.Typer:
     """Builds a service's command line.
 
     Args:
         service: Its name in the table of stages.
         servers: Command to the ``module:function`` that serves until SIGTERM; it is given the settings.
+        also: Command to the service whose jobs it takes: the same code in another environment.
     """
     app = typer.Typer(
         cls=CleanGroup, no_args_is_help=True, add_completion=False, help=f"The {service} service."
@@ -38,11 +41,14 @@ def service_app(service: str, *, servers: Mapping[str, str] | None = None) -> ty
 
     table = load_table(os.environ.get("SIM2OR_PLUGINS", ""))
     if table.of_service(service):
+        offered = (service, *(also or {}).values())
         app.command("serve", help="Take jobs from the bus until SIGTERM.")(_serve_stages(service))
-        app.command("run", help="Run one stage alone, without the bus.")(_run_alone(service))
+        app.command("run", help="Run one stage alone, without the bus.")(_run_alone(offered))
         app.command("shard", help="Run one shard of a planned step, without the bus (Kubernetes).")(
-            _run_shard(service)
+            _run_shard(offered)
         )
+    for name, other in (also or {}).items():
+        app.command(name, help=f"Take the jobs of {other} from the bus until SIGTERM.")(_serve_stages(other))
     for name, reference in (servers or {}).items():
         app.command(name, help=f"Serve {reference.partition(':')[0]} until SIGTERM.")(
             _serve_server(service if name == "serve" else name, reference)
@@ -84,7 +90,7 @@ def _serve_server(name: str, reference: str) -> Any:
     return serve
 
 
-def _run_alone(service: str) -> Any:
+def _run_alone(services: Sequence[str]) -> Any:
     def run(
         output: Annotated[
             Path, typer.Option("--out", help="Work directory; the outputs are named at the end.")
@@ -100,7 +106,9 @@ def _run_alone(service: str) -> Any:
         from sim2or.settings import load_settings
 
         _by_itself("run")
-        stages = load_table(load_settings().plugins).of_service(service)
+        table = load_table(load_settings().plugins)
+        rows = [info for service in services for info in table.of_service(service).values()]
+        stages = {info.name: info for info in rows if info.when is None}
         name = stage or (next(iter(stages)) if len(stages) == 1 else "")
         if name not in stages:
             raise ConfigError(f"--stage {name!r}: {choices(name, stages)}")
@@ -112,7 +120,7 @@ def _run_alone(service: str) -> Any:
     return run
 
 
-def _run_shard(service: str) -> Any:
+def _run_shard(services: Sequence[str]) -> Any:
     def shard(
         plan: Annotated[Path, typer.Option(help="The plan, as `sim2or k8s render` writes it.")],
         step: Annotated[str, typer.Option(help="Which of its steps.")],
@@ -130,7 +138,10 @@ def _run_shard(service: str) -> Any:
         table = load_table(settings.plugins)
         try:
             run = run_peer if is_peer(os.environ) else run_shard
-            status = run(load_plan(plan), step, index, service=service, settings=settings, table=table)
+            loaded = load_plan(plan)
+            owner = table.stage(loaded.step(step).stage).service
+            service = owner if owner in services else services[0]
+            status = run(loaded, step, index, service=service, settings=settings, table=table)
         except Sim2OrError as error:
             err.print(f"sim2or: {error}", markup=False, soft_wrap=True)
             status = status_of(error)

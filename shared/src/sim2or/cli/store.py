@@ -1,17 +1,21 @@
-"""``sim2or store``: what is in the store, and its way to and from the mirror."""
+"""``sim2or store``: what is in the store, what people put there, and its way to and from the mirror."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table as Grid
 
-from sim2or.errors import ConfigError
+from sim2or.cli.runs import run_directory, store_roots
+from sim2or.cli.terminal import out
+from sim2or.errors import ConfigError, choices
 
 if TYPE_CHECKING:
     from sim2or.artifacts.mirror import Mirror
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
 DIGEST_CHARACTERS = 19
 WIDTH = 200
 
-store_app = typer.Typer(no_args_is_help=True, help="List artifacts, send them to the mirror, fetch them.")
+store_app = typer.Typer(no_args_is_help=True, help="List, add, send and fetch artifacts.")
 
 RunOption = Annotated[
     str, typer.Option("--run", help="Name of the run; SIM2OR_STORE, or all runs, if empty.")
@@ -32,7 +36,6 @@ Digests = Annotated[list[str], typer.Argument(help="Digests, or their first digi
 @store_app.command("ls")
 def list_artifacts(name: RunOption = "") -> None:
     """List artifacts and say where their files are: here, or in the mirror."""
-    from sim2or.cli.main import out
 
     mirror = _mirror()
     far = set(mirror.digests()) if mirror else set()
@@ -57,6 +60,31 @@ def list_artifacts(name: RunOption = "") -> None:
 
 
 @store_app.command()
+def add(
+    path: Annotated[Path, typer.Argument(help="A file or a directory.")],
+    kind: Annotated[str, typer.Option(help="What it is, for example recording.")],
+    name: RunOption = "",
+) -> None:
+    """Put a file into the store and print its digest, which a pipeline can name as an input."""
+    from sim2or.artifacts.store import Store
+    from sim2or.stages import ANY, load_table
+
+    roles = [role for info in load_table().stages.values() for role in info.inputs.values()]
+    kinds = {taken for role in roles for taken in role.kinds if taken != ANY}
+    if kind not in kinds:
+        raise ConfigError(f"--kind {kind!r}: {choices(kind, kinds)}")
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file or directory")
+    store = Store(_one_root(name))
+    with TemporaryDirectory(prefix="add-", dir=store.root.parent) as directory:
+        # A copy: the store takes files over by hard link, and nobody may write to them again.
+        copied = Path(directory) / path.name
+        shutil.copytree(path, copied) if path.is_dir() else shutil.copy2(path, copied)
+        manifest = store.put(copied, kind=kind, producer={"file": path.name})
+    out.print(manifest.digest, markup=False, soft_wrap=True)
+
+
+@store_app.command()
 def push(
     digests: Digests,
     name: RunOption = "",
@@ -78,21 +106,30 @@ def pull(digests: Digests, name: RunOption = "") -> None:
     from sim2or.artifacts.mirrored import MirroredStore
 
     mirror = _needed_mirror()
-    roots = _roots(name)
-    if len(roots) != 1:
-        given = ", ".join(str(root.parent.name) for root in roots) or "none"
-        raise ConfigError(f"into which store? give --run NAME (runs: {given}) or set SIM2OR_STORE")
+    root = _one_root(name)
     for text in digests:
-        store = MirroredStore(roots[0], mirror)
+        store = MirroredStore(root, mirror)
         digest = store.find(text)
         with _bar(f"pull {digest[:DIGEST_CHARACTERS]}") as progress:
             mirror.fetch(store, digest, progress=progress)
 
 
 def _roots(name: str) -> list[Path]:
-    from sim2or.cli.main import run_directory, store_roots
 
     return [run_directory(name) / "store"] if name else store_roots()
+
+
+def _one_root(name: str) -> Path:
+    """The store that something is put into.
+
+    Raises:
+        ConfigError: There is none, or there are several.
+    """
+    roots = _roots(name)
+    if len(roots) != 1:
+        given = ", ".join(str(root.parent.name) for root in roots) or "none"
+        raise ConfigError(f"into which store? give --run NAME (runs: {given}) or set SIM2OR_STORE")
+    return roots[0]
 
 
 def _stores(name: str) -> list[Store]:
@@ -142,8 +179,6 @@ def _bar(title: str) -> Iterator[Progress]:
     """A progress bar in bytes."""
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
-
-    from sim2or.cli.main import out
 
     columns = (
         TextColumn("{task.description}"),

@@ -15,9 +15,9 @@ from pathlib import Path
 from types import FrameType
 
 from sim2or import log
-from sim2or.artifacts.answers import Answers
-from sim2or.artifacts.mirrored import check_mirror, open_store
-from sim2or.cluster.plan import Desk, Plan
+from sim2or.artifacts.mirrored import open_store
+from sim2or.cluster.plan import Plan
+from sim2or.cluster.question import question
 from sim2or.code_digest import code_digest
 from sim2or.errors import ConfigError, JobError
 from sim2or.exit_status import ExitStatus, status_of
@@ -56,15 +56,10 @@ def run_peer(
     """
     log.configure(service)
     logger = log.get_logger(run=plan.run, step=step, shard=shard, rank=os.environ.get("RANK"))
-    info = table.stage(plan.step(step).stage)
-    if info.service != service:
-        raise ConfigError(f"--step {step}: the {info.service} service runs it, this is {service}")
-    check_mirror(settings.mirror)
-    answers = Answers(open_store(settings.store_root, settings.mirror))
-    job = Desk(plan, table, answers.get).job(step, shard)
-    if answers.get(job.key):
-        logger.info("answered before", key=job.key)
+    asked = question(plan, step, shard, service=service, settings=settings, table=table, logger=logger)
+    if asked is None:
         return ExitStatus.DONE
+    job, _ = asked
     module = table.services[service].module
     if job.code not in ("", code_digest(module)):
         raise JobError(
@@ -73,7 +68,7 @@ def run_peer(
         )
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one of a pod's processes tells its health
         expose(settings, service)
-    status, error = _help(job, info, settings, _stop_event())
+    status, error = _help(job, table.stage(job.stage), settings, _stop_event())
     logger.info("peer", key=job.key, status=status.name.lower(), **({"error": error} if error else {}))
     return status
 

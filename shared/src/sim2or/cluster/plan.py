@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from itertools import starmap
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -22,10 +22,11 @@ from sim2or.code_digest import code_digest, codes_digest, locks_digest
 from sim2or.errors import ConfigError, TransientError, choices
 from sim2or.messages.job import Job, JobRecord, JobResult
 from sim2or.messages.message import Spec
-from sim2or.pipeline import Name, Pipeline, Source, Step
+from sim2or.pipeline import Input, Name, Pipeline
 from sim2or.runner import StepState, result_key, summaries, wall_times_s
 from sim2or.settings import result_variables
 from sim2or.stages import Table
+from sim2or.step import Source, Step
 from sim2or.worker import parse_spec
 
 
@@ -34,9 +35,9 @@ class PlannedStep(Spec):
 
     Attributes:
         id: Names it in the plan.
-        stage: Its stage.
+        stage: Its stage's queue.
         spec: Its configuration.
-        inputs: Role to (step, output) of what goes there.
+        inputs: Role to (step, output) of what goes there; ("", digest) for what is stored already.
         each: The step whose jobs it follows one by one, or "".
         jobs: How many jobs it is.
         fills: Fields of the configuration that come from the finished steps before it.
@@ -49,7 +50,7 @@ class PlannedStep(Spec):
     id: Name
     stage: Name
     spec: dict[str, Any] = Field(default_factory=dict)
-    inputs: dict[Name, tuple[tuple[Name, Name], ...]] = Field(default_factory=dict)
+    inputs: dict[Name, tuple[tuple[Name | Literal[""], Input], ...]] = Field(default_factory=dict)
     each: str = ""
     jobs: Annotated[int, Field(ge=1, le=1000)] = 1
     fills: tuple[Name, ...] = ()
@@ -106,7 +107,7 @@ def plan_of(
         services = [table.services[name] for name in names]
         return PlannedStep(
             id=step.id,
-            stage=step.info.name,
+            stage=step.info.queue,
             spec=dict(step.spec),
             inputs={role: tuple((s.step, s.output) for s in given) for role, given in step.inputs.items()},
             each=step.each,
@@ -165,7 +166,7 @@ class Desk:
         inputs = {role: self._digests(step, sources, shard) for role, sources in step.inputs.items()}
         spec = dict(step.spec) | self._filled(step)
         key = result_key(
-            stage=step.info.name,
+            stage=step.info.queue,
             code=planned.code or self._own("code", step),
             lock=planned.lock or self._own("lock", step),
             inputs=inputs,
@@ -176,7 +177,7 @@ class Desk:
             again=self._plan.again,
         )
         return Job(
-            stage=step.info.name,
+            stage=step.info.queue,
             key=key,
             spec=spec,
             inputs=inputs,
@@ -217,11 +218,15 @@ class Desk:
 
     def _digests(self, step: Step, sources: Iterable[Source], shard: int) -> tuple[str, ...]:
         """The artifacts that go to one role, in order."""
-        return tuple(
-            (self.answer(source.step, number).result or JobResult()).outputs[source.output]
-            for source in sources
-            for number in ([shard] if source.step == step.each else range(self._steps[source.step].jobs))
-        )
+        found: list[str] = []
+        for source in sources:
+            if not source.step:
+                found.append(source.output)
+                continue
+            numbers = [shard] if source.step == step.each else range(self._steps[source.step].jobs)
+            results = [self.answer(source.step, number).result or JobResult() for number in numbers]
+            found += [result.outputs[source.output] for result in results]
+        return tuple(found)
 
     def _filled(self, step: Step) -> dict[str, Any]:
         """What only finished steps can tell: their wall times and their summaries."""

@@ -49,8 +49,9 @@ URGENCY: Mapping[str, str] = {
     "evaluate": "sim2or-verdict",
     "train": "sim2or-training",
     "collect": "sim2or-simulation",
+    "collect-isaaclab": "sim2or-simulation",
 }
-"""Stage to its priority in Kueue; others are training's."""
+"""A stage's queue to its priority in Kueue; others are training's."""
 
 RENDER_TIMEOUT_S = 60.0
 

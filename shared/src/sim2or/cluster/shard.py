@@ -12,11 +12,9 @@ from collections.abc import Mapping
 from types import FrameType
 
 from sim2or import log, tracing
-from sim2or.artifacts.answers import Answers
-from sim2or.artifacts.mirrored import check_mirror, open_store
 from sim2or.bus.memory import MemoryBus, MemoryJobs
-from sim2or.cluster.plan import Desk, Plan
-from sim2or.errors import ConfigError
+from sim2or.cluster.plan import Plan
+from sim2or.cluster.question import question
 from sim2or.exit_status import ExitStatus
 from sim2or.messages.job import Job, JobRecord
 from sim2or.metrics import expose
@@ -55,15 +53,10 @@ def run_shard(
     """
     log.configure(service)
     logger = log.get_logger(run=plan.run, step=step, shard=shard)
-    if table.stage(plan.step(step).stage).service != service:
-        owner = table.stage(plan.step(step).stage).service
-        raise ConfigError(f"--step {step}: the {owner} service runs it, this is {service}")
-    check_mirror(settings.mirror)
-    answers = Answers(open_store(settings.store_root, settings.mirror))
-    job = Desk(plan, table, answers.get).job(step, shard)
-    if answers.get(job.key):
-        logger.info("answered before", key=job.key)
+    asked = question(plan, step, shard, service=service, settings=settings, table=table, logger=logger)
+    if asked is None:
         return ExitStatus.DONE
+    job, answers = asked
     record = _work(job, service, settings, table)
     if record.state == "done":
         record = answers.put(record)

@@ -88,7 +88,7 @@ def _read(text: str, origin: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{origin}: not YAML: {str(error).replace(chr(10), ' ')}") from error
     if not isinstance(content, dict) or "kind" not in content:
-        raise ConfigError(f"{origin}: a profile is a mapping with the key 'kind' (robot or task)")
+        raise ConfigError(f"{origin}: a profile is a mapping with the key 'kind' (robot, task or room)")
     return content
 
 

@@ -10,6 +10,9 @@ from sim2or.contracts.task import Bounds, Interval, Piece, Ranges, TaskProfile
 from sim2or.errors import ConfigError, choices
 from sim2or.messages.message import Spec
 
+_GAINS = 17
+"""The stream of the servo gains: drawn apart, they leave all other values of a seed as they were."""
+
 
 class CameraOffset(Spec):
     """How a camera differs from its nominal pose.
@@ -55,6 +58,7 @@ class Scenario(Spec):
         table_friction_factor: Multiplies the friction of tray and table.
         start_rad: Each joint's offset from home, in joint order [rad].
         lag_s: Pure delay of the servo commands [s].
+        gain_factor: Multiplies stiffness and damping of the servos.
         visuals: What only the cameras notice.
     """
 
@@ -70,6 +74,7 @@ class Scenario(Spec):
     table_friction_factor: float = 1.0
     start_rad: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     lag_s: float = 0.0
+    gain_factor: float = 1.0
     visuals: Visuals = Visuals()
 
 
@@ -105,6 +110,7 @@ def sample_scenario(task: TaskProfile, seed: int, ranges: Ranges | None = None) 
         table_friction_factor=_uniform(rng, chosen.table_friction_factor),
         start_rad=tuple(_uniform(rng, chosen.start_rad) for _ in range(6)),
         lag_s=_uniform(rng, chosen.lag_s),
+        gain_factor=_uniform(np.random.default_rng([seed, _GAINS]), chosen.gain_factor),
         visuals=sample_visuals(task, rng, chosen),
     )
     check_scenario(task, scenario)

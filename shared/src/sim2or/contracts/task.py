@@ -63,6 +63,7 @@ class Ranges(Spec):
         table_friction_factor: Multiplies the friction of tray and table.
         start_rad: Each joint's offset from home [rad].
         lag_s: Pure delay of the servo commands [s].
+        gain_factor: Multiplies stiffness and damping of the servos.
         light_factor: Multiplies the brightness of all lights.
         table_hue_turns: Shift of the drape's hue, in turns of the colour circle.
         tray_hue_turns: Shift of the tray's hue, in turns of the colour circle.
@@ -83,6 +84,7 @@ class Ranges(Spec):
     tray_hue_turns: Interval
     camera_shift_m: Interval
     camera_turn_rad: Interval
+    gain_factor: Interval = (1.0, 1.0)
 
 
 class Bounds(Spec):
@@ -101,6 +103,7 @@ class Bounds(Spec):
     tray_hue_turns: Interval
     camera_shift_m: Interval
     camera_turn_rad: Interval
+    gain_factor: Interval = (1.0, 1.0)
 
 
 class Camera(Spec):

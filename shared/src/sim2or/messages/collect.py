@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from sim2or.messages.engine import Engine, NumEnvs
 from sim2or.messages.message import Spec
 
 
@@ -22,7 +23,10 @@ class CollectSpec(Spec):
         noise_rho: How much of the noise is carried over from one control step to the next.
         visuals: Whether light, hues and camera offsets are drawn anew for every frame or once per episode.
         extra_steps: Control steps recorded after success; null: the task's ``linger_steps``.
-        engine: The simulator.
+        engine: The simulator; each has its own workers.
+        num_envs: How many demonstrations a worker has under way at a time, in a batch of worlds.
+        room: An own operating room instead of the built-in one: a bundled name, or ``PATH@sha256:…`` as
+            ``sim2or room check`` says it (docs/rooms.md).
     """
 
     robot: str = "so101"
@@ -34,4 +38,6 @@ class CollectSpec(Spec):
     noise_rho: float = Field(default=0.97, ge=0, lt=1)
     visuals: Literal["per_frame", "per_episode"] = "per_frame"
     extra_steps: NonNegativeInt | None = None
-    engine: Literal["mujoco"] = "mujoco"
+    engine: Engine = "mujoco"
+    num_envs: NumEnvs = 1
+    room: str = ""

@@ -20,6 +20,7 @@ class PolicyRequest(Message):
     """
 
     type_name: ClassVar[str] = "policy_request"
+    schema_version: ClassVar[str] = "1.1"
 
     artifact: Name
     observation: Observation

@@ -67,8 +67,8 @@ class Topic:
         return self.message.type_name
 
 
-_STAGES = ("sim", "dataset", "trainer", "evaluator", "exporter", "bridge")
-_ACTORS = ("bridge", "sim")
+_STAGES = ("sim", "sim-isaaclab", "rl", "dataset", "trainer", "evaluator", "exporter", "bridge")
+_ACTORS = ("bridge", "sim", "sim-isaaclab")
 """Who asks a policy: the robot's side, and rollouts in simulation."""
 
 _CHUNKS = (ActionChunk, PolicyError)

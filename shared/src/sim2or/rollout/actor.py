@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,7 +32,9 @@ class Chunk:
 
 
 class Actor(Protocol):
-    """An expert, a policy, a replay or chance.
+    """An expert, a policy, a replay or chance, for one episode at a time.
+
+    Asking and answering are apart so that the questions of a whole batch are under way together.
 
     Attributes:
         horizon: Actions per chunk.
@@ -44,11 +47,30 @@ class Actor(Protocol):
     def reset(self, scenario: Scenario) -> None:
         """Starts an episode."""
 
+    def ask(self, observation: Observation) -> None:
+        """Puts an observation before it, without waiting."""
+
+    def answer(self) -> Chunk:
+        """Its answer to the observation asked last, waited for."""
+
+
+class PromptActor(ABC):
+    """An actor that answers where it is asked, in no time to speak of."""
+
+    def ask(self, observation: Observation) -> None:
+        """Keeps the observation until the answer is wanted."""
+        self._asked = observation
+
+    def answer(self) -> Chunk:
+        """Answers the observation asked last."""
+        return self.act(self._asked)
+
+    @abstractmethod
     def act(self, observation: Observation) -> Chunk:
         """Answers one observation."""
 
 
-class RandomActor:
+class RandomActor(PromptActor):
     """The baseline by chance: every action uniform around home, a fresh one for every tick.
 
     Args:
@@ -74,28 +96,3 @@ class RandomActor:
         """Draws a chunk."""
         actions = self._random.uniform(self._low, self._high, size=(self.horizon, len(self._low)))
         return Chunk(actions.astype(np.float32), observation.captured_ns, observation.episode)
-
-
-class ReplayActor:
-    """Plays recorded actions by tick; past their end it repeats the last one.
-
-    Args:
-        actions_rad: Shape (n_ticks, n_joints), [rad].
-        horizon: Actions per chunk.
-    """
-
-    sees = False
-
-    def __init__(self, actions_rad: NDArray[np.float32], *, horizon: int) -> None:
-        self.horizon = horizon
-        self._actions = np.asarray(actions_rad, dtype=np.float32)
-
-    def reset(self, scenario: Scenario) -> None:
-        """Has nothing to forget."""
-
-    def act(self, observation: Observation) -> Chunk:
-        """Gives the recorded actions from the observation's tick on."""
-        rows = np.minimum(
-            np.arange(observation.tick, observation.tick + self.horizon), len(self._actions) - 1
-        )
-        return Chunk(self._actions[rows], observation.captured_ns, observation.episode)

@@ -1,8 +1,11 @@
-"""The one loop: world × actor → episode, with the chunk executor and the safety kernel between them."""
+"""The one loop: worlds × actors → episodes, with the chunk executor and the safety kernel between them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sim2or.contracts.scenario import Scenario
 from sim2or.messages.observation import Observation
@@ -12,57 +15,108 @@ from sim2or.rollout.episode import Episode
 from sim2or.rollout.latency import DelayLine
 from sim2or.worlds.world import Sensed, World, WorldSpec
 
+type Targets = NDArray[np.float32]
+type Play[E] = Generator[Targets | None, None, E]
+"""An episode under way in one world of a batch. Before each control period it gives the targets of that
+period, shape (n_joints,), [rad]; before these it may give None, and goes on when every other episode has come
+as far, so that what they ask for is under way together. It returns what became of it."""
 
-def run_episode(
+
+def perform[E](
+    world: World,
+    scenarios: Iterable[Scenario],
+    play: Callable[[int, Scenario], Play[E]],
+    *,
+    pulse: Callable[[], None] = lambda: None,
+) -> Iterator[E]:
+    """Plays every scenario in a batch of worlds: where an episode has ended, the next scenario begins.
+
+    Args:
+        world: The batch; worlds that have nothing left to play hold their last targets.
+        scenarios: In the order in which they begin.
+        play: Makes the episode of a scenario in the world with that number, which was just reset to it.
+        pulse: Called after every control period, for example to report that work goes on.
+
+    Yields:
+        What became of each episode, as soon as it has ended.
+    """
+    waiting, live = iter(scenarios), dict[int, Play[E]]()
+    told = dict[int, Targets | None]()
+    targets = np.zeros((world.spec.batch, len(world.spec.joints)), np.float32)
+    while True:
+        begun = dict(zip((n for n in range(world.spec.batch) if n not in live), waiting))  # noqa: B905 - either may end first
+        if begun:
+            world.reset(list(begun.values()), list(begun))
+            live |= {number: play(number, scenario) for number, scenario in begun.items()}
+        if not live:
+            return
+        ended = list[E]()
+        for number in sorted(live.keys() - told.keys()):
+            try:
+                told[number] = next(live[number])
+            except StopIteration as end:
+                del live[number]
+                ended.append(end.value)
+        yield from ended
+        if ended:
+            continue
+        for number, target in told.items():
+            targets[number] = next(live[number]) if target is None else target
+        world.step(targets.copy())
+        told.clear()
+        pulse()
+
+
+def trial(
     world: World,
     actor: Actor,
     step: ControlStep,
     scenario: Scenario,
     *,
+    index: int = 0,
     session: str,
     max_steps: int,
     latency_ticks: int = 0,
-    watch: Callable[[int], None] | None = None,
-) -> Episode:
+) -> Play[Episode]:
     """Runs one scenario to its end in a simulated world.
 
     Args:
-        world: A batch of one; it is reset to the scenario.
-        actor: Gives chunks of actions.
-        step: Executor and kernel; reset here.
+        world: A batch, for ``perform``.
+        actor: Gives chunks of actions; nobody else's meanwhile.
+        step: Executor and kernel, likewise; reset here.
         scenario: What the episode starts from.
+        index: Which world of the batch.
         session: The episode's name; chunks of other sessions are refused.
         max_steps: An episode that the world has not ended by then fails with "unfinished".
         latency_ticks: The actor's answer arrives so many ticks after its question.
-        watch: Called before every tick with its number, for example to take pictures.
 
     Returns:
         The episode with the world's verdict.
     """
-    world.reset([scenario])
     actor.reset(scenario)
     step.reset(session)
     episode, answers = Episode(session), DelayLine[Chunk](latency_ticks)
+    truth = world.truth(index)
     for tick in range(max_steps):
-        if watch is not None:
-            watch(tick)
         now_ns = tick * step.executor.period_ns
         asks = step.executor.wants(now_ns)
-        sensed = world.sense(0, cameras=asks and actor.sees)
+        sensed = world.sense(index, cameras=asks and actor.sees)
         if asks:
             step.executor.requested(now_ns)
-            chunk = actor.act(observe(sensed, world.spec, scenario.request, session, tick))
+            actor.ask(observe(sensed, world.spec, scenario.request, session, tick))
+            yield None
+            chunk = actor.answer()
             episode.inference_s.append(chunk.inference_s)
             answers.put(chunk, tick)
         for chunk in answers.due(tick):
             step.accept(chunk, sensed.time_ns)
         command = step.decide(sensed.position_rad, measured_ns=sensed.time_ns, at_ns=sensed.time_ns)
-        episode.add(sensed, command, sensed.time_ns)
+        episode.add(sensed, command, sensed.time_ns, truth)
         target = command.decision.target_rad
-        world.step((sensed.position_rad if target is None else target)[None])
-        if world.truth(0).done:
+        yield sensed.position_rad if target is None else target
+        truth = world.truth(index)
+        if truth.done:
             break
-    truth = world.truth(0)
     episode.success, episode.facts = truth.success, dict(truth.facts)
     episode.failure = "" if truth.success else (truth.failure or "unfinished")
     episode.chunks = step.executor.counts

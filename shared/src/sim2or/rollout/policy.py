@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from uuid import UUID
 
 from sim2or.bus.keys import Keyring
 from sim2or.bus.rpc import PolicyClient
@@ -42,28 +43,43 @@ class PolicyActor:
     ) -> None:
         self.horizon = horizon
         self._artifact, self._deadline_ms = artifact, deadline_ms
+        self._question: UUID | None = None
         self._client = PolicyClient(endpoint, Origin("rollout"), keys=keys)
 
     def reset(self, scenario: Scenario) -> None:
         """Has nothing to forget: the server knows episodes by the observation's name."""
 
-    def act(self, observation: Observation) -> Chunk:
-        """Asks until there is an answer; "busy" and "expired" are asked again until the deadline.
+    def ask(self, observation: Observation) -> None:
+        """Sends the question; where there is no way to the server yet, ``answer`` waits for one."""
+        self._observation = observation
+        self._end_ns = now_ns() + int(self._deadline_ms * 1e6)
+        self._question = self._client.ask(self._request(self._deadline_ms))
+
+    def answer(self) -> Chunk:
+        """Waits for the answer; "busy" and "expired" are asked again until the deadline.
 
         Raises:
             TransientError: No answer before the deadline: the server is gone or overloaded.
             JobError: The server refuses the observation or the model, or another model answered.
         """
-        end_ns = now_ns() + int(self._deadline_ms * 1e6)
-        while (left_ms := (end_ns - now_ns()) / 1e6) > 0:
-            request = PolicyRequest(artifact=self._artifact, observation=observation, deadline_ms=left_ms)
-            answer = self._client.call(request, deadline_s=left_ms / 1000)
+        while (left_ms := (self._end_ns - now_ns()) / 1e6) > 0:
+            answer = self._wait(left_ms)
             if isinstance(answer, ActionChunk):
                 return _chunk(_from_model(answer, self._artifact))
             if answer.code in ("refused", "failed"):
                 raise JobError(f"policy server: {answer.code}: {answer.detail}")
             time.sleep(ASK_AGAIN_S)
         raise TransientError(f"policy server answered nothing but 'busy' for {self._deadline_ms:g} ms")
+
+    def _wait(self, left_ms: float) -> ActionChunk | PolicyError:
+        """The answer to the question that is under way; asks it where none is."""
+        question, self._question = self._question, None
+        if question is None:
+            return self._client.call(self._request(left_ms), deadline_s=left_ms / 1000)
+        return self._client.wait(question, deadline_s=left_ms / 1000)
+
+    def _request(self, deadline_ms: float) -> PolicyRequest:
+        return PolicyRequest(artifact=self._artifact, observation=self._observation, deadline_ms=deadline_ms)
 
     def close(self) -> None:
         """Closes the socket."""

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from math import inf, isfinite
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -271,10 +271,7 @@ class SafetyKernel:
 
     def _outside_m(self, joints_rad: Vector) -> float:
         """How far the tool is outside the workspace [m]; zero inside, infinite where kinematics fail."""
-        tool = self._grasp_position(joints_rad)
-        excess = np.maximum(self.limits.workspace_lower_m - tool, tool - self.limits.workspace_upper_m)
-        worst = float(np.maximum(excess, 0.0).max())
-        return worst if isfinite(worst) else inf
+        return self.limits.outside_m(self._grasp_position(joints_rad))
 
     def _vector(self, values: object) -> Vector | None:
         """One finite number per joint, or None."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf, isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,12 @@ class SafetyLimits:
     heartbeat_timeout_ns: int
     silence_ns: int
     blend_s: float
+
+    def outside_m(self, tool_m: NDArray[np.float64]) -> float:
+        """How far a tool, shape (3,), is outside the workspace [m]; infinite where its place is no number."""
+        excess = np.maximum(self.workspace_lower_m - tool_m, tool_m - self.workspace_upper_m)
+        worst = float(np.maximum(excess, 0.0).max())
+        return worst if isfinite(worst) else inf
 
 
 def limits_of(robot: RobotProfile, task: TaskProfile) -> SafetyLimits:

@@ -41,10 +41,12 @@ class WorldConformance:
     Attributes:
         robot: The arm that the worlds were made with.
         task: The task that the worlds were made with.
+        sag_rtol: How much of its sag a joint's dry friction may take.
     """
 
     robot: RobotProfile = load_robot("so101")
     task: TaskProfile = load_task("handover")
+    sag_rtol: float = 0.02
 
     # ---- determinism, batches, clock
 
@@ -107,6 +109,15 @@ class WorldConformance:
         moved = [abs(float(world.sense(i, cameras=False).position_rad[0] - start[i])) for i in (0, 1)]
         assert moved[0] > 0.02
         assert moved[1] < 1e-3
+
+    def test_gains_make_the_servos_stiffer(self, world: World) -> None:
+        """With a quarter of the gains gravity pulls the arm four times as far from its targets."""
+        world.reset([self.plain(), self.plain(gain_factor=0.25)])
+        for _ in range(15):
+            world.step(self.home(2))
+        sags = [world.sense(i, cameras=False).position_rad - self.home(1)[0] for i in (0, 1)]
+        lifted = [self.robot.joint_names.index(name) for name in ("shoulder_lift", "elbow_flex")]
+        np.testing.assert_allclose(sags[1][lifted] / sags[0][lifted], 4.0, rtol=self.sag_rtol)
 
     @pytest.mark.parametrize("targets", [np.zeros(6), np.zeros((3, 6)), np.full((2, 6), np.nan)])
     def test_wrong_targets_are_refused(self, world: World, targets: Floats) -> None:

@@ -9,7 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sim2or.contracts.robot import RobotProfile
 from sim2or.contracts.scenario import Scenario
+from sim2or.contracts.task import TaskProfile
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,19 @@ class WorldSpec:
     cameras: Mapping[str, tuple[int, int, int]]
     control_hz: float
     batch: int
+
+    @classmethod
+    def of(cls, robot: RobotProfile, task: TaskProfile, batch: int) -> WorldSpec:
+        """What a batch of a task's worlds with that robot offers."""
+        size = (task.images.height_px, task.images.width_px, 3)
+        return cls(
+            robot=robot.name,
+            task=task.name,
+            joints=robot.joint_names,
+            cameras=dict.fromkeys(task.cameras, size),
+            control_hz=task.control_hz,
+            batch=batch,
+        )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ class WriteSpec(Spec):
     Attributes:
         count: How many, over all shards.
         pause_s: Pause after each [s].
+        unwind_s: How long it takes to unwind when it is told to stop [s].
         fault: What goes wrong.
         flags: Where the stage leaves marks for the test; faults happen once, until their mark exists.
         seed: Added to each number.
@@ -23,6 +24,7 @@ class WriteSpec(Spec):
 
     count: PositiveInt = 3
     pause_s: Annotated[float, Field(ge=0)] = 0.0
+    unwind_s: Annotated[float, Field(ge=0)] = 0.0
     fault: Literal["none", "permanent", "transient", "bug", "suicide", "stuck"] = "none"
     flags: Path | None = None
     seed: int = 0

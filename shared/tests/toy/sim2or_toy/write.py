@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sim2or.artifacts.record import write_whole
 from sim2or.errors import JobError, TransientError
-from sim2or.stage import Context, Stage, StageResult
+from sim2or.stage import Cancelled, Context, Stage, StageResult
 
 from sim2or_toy.spec import WriteSpec
 
@@ -29,7 +29,12 @@ def run(spec: WriteSpec, context: Context) -> StageResult:
             write_whole(out / f"{number}.txt", str(number + spec.seed).encode())
         if done == 0:
             go_wrong(spec)
-        context.progress(done + 1, len(numbers), "numbers", last=number)
+        try:
+            context.progress(done + 1, len(numbers), "numbers", last=number)
+        except Cancelled:
+            time.sleep(spec.unwind_s)
+            mark(spec, f"unwound-{context.shard}-{os.getpid()}")
+            raise
     mark(spec, f"finished-{context.shard}-{os.getpid()}")
     return StageResult(outputs={"numbers": out}, summary={"count": len(numbers)})
 

@@ -26,15 +26,22 @@ def run(spec: DrillSpec, context: Context) -> StageResult:
     out.mkdir(exist_ok=True)
     begin = int(checkpoint.read_text()) if checkpoint.exists() else 0
     effects.add(spec.effects, "starts", job=job, step=begin, agent=os.getppid())
+    step = begin
     try:
         for step in range(begin, spec.steps):
             context.progress(step, spec.steps, "steps")
             take(spec, job, out, step)
-            write_whole(checkpoint, str(step + 1).encode())
+            if not spec.unwind_s:
+                write_whole(checkpoint, str(step + 1).encode())
             break_down(spec, job, out)
-        context.progress(spec.steps, spec.steps, "steps")
+        if spec.fault != "deaf":
+            context.progress(spec.steps, spec.steps, "steps")
         effects.add(spec.effects, "ends", job=job)
     except Cancelled:
+        effects.add(spec.effects, "told", job=job, step=step)
+        if spec.unwind_s:
+            time.sleep(spec.unwind_s)
+            write_whole(checkpoint, str(step).encode())
         effects.add(spec.effects, "unwound", job=job, step=int(checkpoint.read_text() or 0))
         raise
     finally:

@@ -9,7 +9,14 @@ import onnxruntime
 from numpy.typing import NDArray
 from sim2or.model_card import MODEL_FILE, ModelCard
 
-from sim2or_policy.backends.backend import TOLERANCE_RAD, Images, named_inputs, self_test
+from sim2or_policy.backends.backend import (
+    NO_CHANNELS,
+    TOLERANCE_RAD,
+    Channels,
+    Images,
+    named_inputs,
+    self_test,
+)
 
 MAX_BATCH = 32
 
@@ -28,9 +35,11 @@ class OnnxRuntimeBackend:
         )
         self_test(self, directory, tolerance_rad=TOLERANCE_RAD["fp32"])
 
-    def infer(self, state_rad: NDArray[np.float32], images: Images) -> NDArray[np.float32]:
+    def infer(
+        self, state_rad: NDArray[np.float32], images: Images, channels: Channels = NO_CHANNELS
+    ) -> NDArray[np.float32]:
         """See ``PolicyBackend``."""
         actions_rad: NDArray[np.float32] = self._session.run(
-            None, named_inputs(self.card, state_rad, images)
+            None, named_inputs(self.card, state_rad, images, channels)
         )[0]
         return actions_rad

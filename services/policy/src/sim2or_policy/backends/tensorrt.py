@@ -13,7 +13,14 @@ from sim2or.engine_manifest import ENGINE_DIRECTORY, EngineHost, EngineManifest
 from sim2or.errors import ConfigError, HardwareError
 from sim2or.model_card import ACTION, ModelCard
 
-from sim2or_policy.backends.backend import TOLERANCE_RAD, Images, named_inputs, self_test
+from sim2or_policy.backends.backend import (
+    NO_CHANNELS,
+    TOLERANCE_RAD,
+    Channels,
+    Images,
+    named_inputs,
+    self_test,
+)
 
 
 class TensorRTBackend:
@@ -31,9 +38,11 @@ class TensorRTBackend:
         self._model.check_card(self.card)
         self_test(self, directory, tolerance_rad=TOLERANCE_RAD[manifest.precision])
 
-    def infer(self, state_rad: NDArray[np.float32], images: Images) -> NDArray[np.float32]:
+    def infer(
+        self, state_rad: NDArray[np.float32], images: Images, channels: Channels = NO_CHANNELS
+    ) -> NDArray[np.float32]:
         """See ``PolicyBackend``."""
-        return self._model.run(named_inputs(self.card, state_rad, images))[ACTION]
+        return self._model.run(named_inputs(self.card, state_rad, images, channels))[ACTION]
 
 
 class Engine:

@@ -9,7 +9,7 @@ import torch
 from lerobot_policy_sim2or.served import ServedCheckpoint
 from numpy.typing import NDArray
 
-from sim2or_policy.backends.backend import Images, named_inputs
+from sim2or_policy.backends.backend import NO_CHANNELS, Channels, Images, named_inputs
 
 MAX_BATCH = 32
 
@@ -23,9 +23,11 @@ class TorchBackend:
         self.card = self._checkpoint.card
         self.max_batch = MAX_BATCH
 
-    def infer(self, state_rad: NDArray[np.float32], images: Images) -> NDArray[np.float32]:
+    def infer(
+        self, state_rad: NDArray[np.float32], images: Images, channels: Channels = NO_CHANNELS
+    ) -> NDArray[np.float32]:
         """See ``PolicyBackend``."""
         actions_rad: NDArray[np.float32] = self._checkpoint.actions_rad(
-            named_inputs(self.card, state_rad, images)
+            named_inputs(self.card, state_rad, images, channels)
         )
         return actions_rad

@@ -18,7 +18,7 @@ from sim2or.messages.event import Event
 from sim2or.messages.job import Job, JobFailure, JobRecord, JobResult, Progress
 from sim2or.messages.joint_command import JointCommand
 from sim2or.messages.message import Message
-from sim2or.messages.observation import Observation
+from sim2or.messages.observation import Channel, Observation
 from sim2or.messages.policy_request import PolicyError, PolicyRequest
 from sim2or.messages.robot_request import RobotReport, RobotRequest
 from sim2or.messages.robot_state import RobotState
@@ -94,7 +94,12 @@ def _observation() -> Observation:
         state_rad=_joints(0.1, -1.2, 1.3, 0.4, -0.05, 0.6),
         images={"wrist": _picture(0), "room": _picture(100)},
         captured_ns=CAPTURED_NS,
+        channels={"target_m": _channel()},
     )
+
+
+def _channel() -> Channel:
+    return Channel(unit="m", values=np.array([0.22, 0.05, 0.12], dtype=np.float32))
 
 
 def _action_chunk() -> ActionChunk:
@@ -241,6 +246,7 @@ SAMPLES: Mapping[str, Callable[[], Message]] = {
     "job_record": _job_record,
     "event": _event,
     "observation": _observation,
+    "channel": _channel,
     "policy_request": lambda: PolicyRequest(artifact=MODEL, observation=_observation(), deadline_ms=300.0),
     "action_chunk": _action_chunk,
     "policy_error": lambda: PolicyError(code="busy", detail="64 sessions wait already; try again later"),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import mujoco
 import numpy as np
 import torch
 from isaaclab.scene import InteractiveScene, InteractiveSceneCfg
 from isaaclab.sensors import Camera as Sensor
+from isaaclab.utils import math as isaac
 from numpy.typing import NDArray
 from sim2or.contracts.scenario import CameraOffset, Visuals
 from sim2or.contracts.task import Camera, TaskProfile
@@ -17,8 +17,8 @@ from sim2or.errors import ConfigError
 
 from sim2or_sim.backends.isaaclab import configuration
 from sim2or_sim.backends.isaaclab.configuration import ROBOT, IsaacSettings
-from sim2or_sim.backends.isaaclab.engine import Engine
-from sim2or_sim.backends.mujoco.scene import axes_quat, euler_quat
+from sim2or_sim.backends.isaaclab.engine import Engine, Numbers
+from sim2or_sim.backends.mujoco.scene import axes_quat
 
 Picture = NDArray[np.uint8]
 
@@ -38,6 +38,7 @@ class Cameras:
         self._sensors: dict[tuple[str, int, int], Sensor] = {}
         self._taken: dict[tuple[str, int, int], NDArray[np.uint8]] = {}
         self._visuals: dict[int, Visuals] = {}
+        self._undressed: set[int] = set()
 
     def add_to(self, scene: InteractiveSceneCfg) -> None:
         """Adds the policy's cameras to the scene's configuration."""
@@ -47,16 +48,16 @@ class Cameras:
     def bind(self, scene: InteractiveScene, engine: Engine) -> None:
         """Takes the cameras of the scene that was built from that configuration."""
         self._engine, self._arm = engine, scene[ROBOT]
+        self._light = torch.ones(scene.num_envs, device=scene.device)
         if self._render:
             sensors = {name: scene[f"camera_{name}"] for name in self._task.cameras}
             self._sensors = {(name, *self._size()): sensor for name, sensor in sensors.items()}
 
-    def dress(self, index: int, visuals: Visuals) -> None:
-        """Puts light, hues and camera offsets on one environment."""
-        self._visuals[index] = visuals
-        self._engine.paint(index, visuals)
-        for (name, _, _), sensor in self._sensors.items():
-            self._mount(sensor, name, index)
+    def dress(self, envs: Sequence[int] | Numbers, visuals: Sequence[Visuals]) -> None:
+        """Puts light, hues and camera offsets on environments, to be seen from the next picture on."""
+        for env, looks in zip(envs, visuals, strict=True):
+            self._visuals[int(env)] = looks
+            self._undressed.add(int(env))
         self.age()
 
     def age(self) -> None:
@@ -73,16 +74,27 @@ class Cameras:
             raise ConfigError("images: this world was made with render=False")
         key = (name, height, width) if height and width else (name, *self._size())
         if key not in self._taken:
+            self._put_on()
             self._taken[key] = self._shoot(self._sensor(key))
-        light = self._visuals[index].light_factor
-        bright = self._taken[key][index].astype(np.float32) * light
-        lit: Picture = np.clip(np.rint(bright), 0, 255).astype(np.uint8)
-        return lit
+        picture: Picture = self._taken[key][index].copy()
+        return picture
+
+    def _put_on(self) -> None:
+        """What was dressed since the last picture, all at once."""
+        if self._undressed:
+            envs = np.array(sorted(self._undressed))
+            looks = [self._visuals[env] for env in envs.tolist()]
+            self._engine.paint(envs, looks)
+            self._light[envs] = torch.tensor([one.light_factor for one in looks]).to(self._light)
+            for (name, _, _), sensor in self._sensors.items():
+                self._mount(sensor, name, envs)
+            self._undressed.clear()
 
     def _shoot(self, sensor: Sensor) -> Picture:
         sensor.reset()  # marks what it has as outdated
-        data: Any = sensor.data.output["rgb"]
-        pictures: Picture = data.torch.cpu().numpy().copy()
+        drawn: torch.Tensor = sensor.data.output["rgb"].torch
+        bright = drawn.float().mul_(self._light[:, None, None, None]).round_().clamp_(0, 255)
+        pictures: Picture = bright.to(torch.uint8).cpu().numpy()
         return pictures
 
     def _sensor(self, key: tuple[str, int, int]) -> Sensor:
@@ -92,8 +104,8 @@ class Cameras:
             sensor._initialize_callback(None)  # the scene is up: what its start would have called
             self._focus(sensor, *key)
             self._sensors[key] = sensor
-            for index in self._visuals:
-                self._mount(sensor, key[0], index)
+            if self._visuals:
+                self._mount(sensor, key[0], np.array(sorted(self._visuals)))
         return self._sensors[key]
 
     def _focus(self, sensor: Sensor, name: str, height: int, width: int) -> None:
@@ -102,20 +114,16 @@ class Cameras:
         matrix = np.array([[focal_px, 0.0, width / 2], [0.0, focal_px, height / 2], [0.0, 0.0, 1.0]])
         sensor.set_intrinsic_matrices(np.tile(matrix, (sensor.num_instances, 1, 1)).astype(np.float32))
 
-    def _mount(self, sensor: Sensor, name: str, index: int) -> None:
-        """Fixes a camera to its body with the scenario's offset."""
+    def _mount(self, sensor: Sensor, name: str, envs: Numbers) -> None:
+        """Fixes a camera to its body with the scenarios' offsets."""
         place = self._places[name]
-        body = self._arm.body_names.index(place.body)
-        pose = self._arm.data.body_link_pose_w.torch[index, body].cpu().numpy().astype(np.float64)
-        at, turn = mounted(place, self._visuals[index].cameras.get(name, CameraOffset()))
-        x, y, z, w = pose[3:]
-        world_at, world_turn = np.empty(3), np.empty(4)
-        mujoco.mju_mulPose(world_at, world_turn, pose[:3], np.array([w, x, y, z]), at, turn)
+        offsets = [self._visuals[env].cameras.get(name, CameraOffset()) for env in envs.tolist()]
+        at, turn = mounted(place, offsets)
+        number = self._arm.body_names.index(place.body)
+        body = self._arm.data.body_link_pose_w.torch[envs, number].cpu().double()
+        world_at, world_turn = isaac.combine_frame_transforms(body[:, :3], body[:, 3:], at, turn)
         sensor.set_world_poses(
-            torch.tensor(world_at[None], dtype=torch.float32),
-            torch.tensor(np.roll(world_turn, -1)[None], dtype=torch.float32),
-            env_ids=[index],
-            convention="opengl",
+            world_at.float(), world_turn.float(), env_ids=envs.tolist(), convention="opengl"
         )
 
     def _cfg(self, name: str, height: int, width: int) -> Any:
@@ -125,10 +133,16 @@ class Cameras:
         return self._task.images.height_px, self._task.images.width_px
 
 
-def mounted(place: Camera, offset: CameraOffset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A camera in its body, looking along −z with y up: position, shape (3,) [m], and quaternion wxyz."""
-    nominal = axes_quat(place.x_axis, place.y_axis)
-    shift, turn = np.empty(3), np.empty(4)
-    mujoco.mju_rotVecQuat(shift, np.array(offset.shift_m), nominal)
-    mujoco.mju_mulQuat(turn, nominal, euler_quat(offset.turn_rad))
-    return np.array(place.at_m) + shift, turn
+def mounted(place: Camera, offsets: Sequence[CameraOffset]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A camera in its body, looking along −z with y up, with each of the offsets.
+
+    Returns:
+        Positions, shape (n, 3) [m], and quaternions xyzw, shape (n, 4), in double precision.
+    """
+    nominal = torch.tensor(np.roll(axes_quat(place.x_axis, place.y_axis), -1)).expand(len(offsets), 4)
+    shift = torch.tensor([offset.shift_m for offset in offsets], dtype=torch.float64)
+    turns = torch.tensor([offset.turn_rad for offset in offsets], dtype=torch.float64)
+    turn = nominal
+    for angles, axis in zip(turns.T, torch.eye(3, dtype=torch.float64), strict=True):  # x, new y, new z
+        turn = isaac.quat_mul(turn, isaac.quat_from_angle_axis(angles, axis.expand(len(offsets), 3)))
+    return torch.tensor(place.at_m, dtype=torch.float64) + isaac.quat_apply(nominal, shift), turn

@@ -1,34 +1,52 @@
 """Writes the USD of an operating room from the compiled MuJoCo models: one description, two engines.
 
 Lengths are metres, limits of joints degrees, as USD has them. What USD itself cannot say about contact and
-joint friction stands in attributes of MuJoCo's USD schema (``mjc:…``): Newton reads them, PhysX does not.
+joint friction stands in attributes of MuJoCo's USD schema (``mjc:…``), which Newton reads; PhysX reads its
+own (``physx…:…``), as far as it has the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
-from pxr import Gf, Sdf, Usd, UsdGeom, UsdPhysics, UsdShade
+from pxr import Gf, Sdf, Usd, UsdGeom, UsdPhysics, UsdSemantics, UsdShade, Vt
+from sim2or.contracts.geometry import Quaternion, Vector
 from sim2or.contracts.robot import RobotProfile
 from sim2or.contracts.task import TaskProfile
-from sim2or.errors import ConfigError
 
-from sim2or_sim.backends.mujoco import scene
+from sim2or_sim.backends.mujoco import mesh, scene
 from sim2or_sim.backends.mujoco.room import HIDDEN
+from sim2or_sim.rooms.room import Furniture, Room
 
 _APERTURE = 20.0  # vertical, in tenths of a stage unit; only its ratio to the focal length matters
-_SLICES, _STACKS = 20, 10
-_BOX, _CYLINDER, _CAPSULE, _ELLIPSOID = (
-    int(getattr(mujoco.mjtGeom, f"mjGEOM_{name}")) for name in ("BOX", "CYLINDER", "CAPSULE", "ELLIPSOID")
-)
+FIXED = 1e-6
+"""A trace of restitution by which a collider is known whose friction no scenario varies.
 
-Solid = tuple[NDArray[np.float64], list[list[int]]]
-"""Points, shape (n, 3), and faces as indices of points."""
+PhysX tells the materials of a body's colliders in an order that is not the stage's, without their names.
+"""
+
+_AWAKE = {"sleepThreshold": 0.0, "stabilizationThreshold": 0.0}
+"""PhysX would let a body that hardly moves sleep; MuJoCo's never do."""
+
+
+@dataclass(frozen=True)
+class LoosePart:
+    """A part that moves when it is pushed, and where it stands at first.
+
+    Attributes:
+        file: Its USD.
+        at_m: In the robot's base frame [m].
+        turn_wxyz: Unit quaternion.
+    """
+
+    file: Path
+    at_m: Vector
+    turn_wxyz: Quaternion
 
 
 @dataclass(frozen=True)
@@ -40,41 +58,52 @@ class Assets:
         room: Table, tray, floor, walls and lamps: what never moves.
         hands: The surgeon's hand, open and closed, by body name.
         instruments: By name.
+        pads: Where the colliders of the fixed and the moving pad are below the robot.
+        loose: Parts of an own room that move when they are pushed, by body name.
     """
 
     robot: Path
     room: Path
     hands: dict[str, Path]
     instruments: dict[str, Path]
+    pads: tuple[str, str]
+    loose: dict[str, LoosePart] = field(default_factory=dict)
 
 
-def write_assets(robot: RobotProfile, task: TaskProfile, directory: Path) -> Assets:
+def write_assets(robot: RobotProfile, task: TaskProfile, directory: Path, room: Room | None = None) -> Assets:
     """Writes one file for each thing that moves by itself, and one for what stands still.
 
     Args:
         robot: The arm.
         task: The task.
         directory: Where the files go; it exists.
+        room: One's own operating room instead of the built-in one.
     """
-    models = {name: scene.build_scene(robot, task, name) for name in task.instruments}
+    models = {name: scene.build_scene(robot, task, name, room) for name in task.instruments}
     model = next(iter(models.values()))
     aspect = task.images.width_px / task.images.height_px
     return Assets(
         robot=_write_robot(model, robot, aspect, directory / "robot.usda"),
-        room=_write_room(model, directory / "room.usda"),
+        room=_write_room(model, directory / "room.usda", room),
         hands={name: _write_body(model, name, directory / f"{name}.usda") for name in scene.PALM_BODIES},
         instruments={
             name: _write_body(built, scene.INSTRUMENT_BODY, directory / f"{name}.usda")
             for name, built in models.items()
         },
+        pads=(_pad(robot, 0), _pad(robot, 1)),
+        loose={part.body: _write_loose(model, part, directory) for part in (room.loose if room else ())},
     )
+
+
+def _pad(robot: RobotProfile, side: int) -> str:
+    return f"{robot.tool.pads[side].body}/{scene.PAD_GEOMS[side]}_touch"
 
 
 def _write_robot(model: mujoco.MjModel, robot: RobotProfile, aspect: float, path: Path) -> Path:
     stage, root = _open(path, "robot")
     UsdPhysics.ArticulationRootAPI.Apply(root.GetPrim())
     _set(root.GetPrim(), "newton:selfCollisionEnabled", Sdf.ValueTypeNames.Bool, False)
-    _set(root.GetPrim(), "physxArticulation:enabledSelfCollisions", Sdf.ValueTypeNames.Bool, False)
+    _set_physx(root.GetPrim(), "PhysxArticulationAPI", {"enabledSelfCollisions": False, **_AWAKE})
     data = mujoco.MjData(model)
     mujoco.mj_kinematics(model, data)
     links = {body.name: root.GetPath().AppendChild(body.name) for body in robot.bodies}
@@ -98,21 +127,38 @@ def _write_robot(model: mujoco.MjModel, robot: RobotProfile, aspect: float, path
     return path
 
 
-def _write_room(model: mujoco.MjModel, path: Path) -> Path:
+def _write_room(model: mujoco.MjModel, path: Path, room: Room | None) -> Path:
+    """What stands still: geoms of the world, labelled where they belong to a part of an own room."""
     stage, root = _open(path, "room")
     _add_geoms(stage, root, model, 0)
+    for part in room.fixed if room else ():
+        for prim in root.GetPrim().GetChildren():
+            if prim.GetName().startswith(f"{part.body}_"):
+                _label(prim, part.part.label)
     stage.Save()
     return path
 
 
-def _write_body(model: mujoco.MjModel, name: str, path: Path) -> Path:
+def _write_loose(model: mujoco.MjModel, part: Furniture, directory: Path) -> LoosePart:
+    file = _write_body(model, part.body, directory / f"{part.body}.usda", part.part.label)
+    return LoosePart(file, part.part.at_m, part.part.turn_wxyz)
+
+
+def _write_body(model: mujoco.MjModel, name: str, path: Path, label: str = "") -> Path:
     """A body of its own; one that MuJoCo moves as a mocap body is kinematic."""
     stage, root = _open(path, name)
     number = model.body(name).id
     body = _add_body(stage, root, model, number)
     body.CreateKinematicEnabledAttr(bool(model.body_mocapid[number] >= 0))
+    if label:
+        _label(root.GetPrim(), label)
     stage.Save()
     return path
+
+
+def _label(prim: Usd.Prim, label: str) -> None:
+    """What a prim is, for segmentation."""
+    UsdSemantics.LabelsAPI.Apply(prim, "class").CreateLabelsAttr([label])
 
 
 def _open(path: Path, name: str) -> tuple[Usd.Stage, UsdGeom.Xform]:
@@ -137,6 +183,7 @@ def _add_body(
     mass.CreateCenterOfMassAttr(_vector(model.body_ipos[number]))
     mass.CreateDiagonalInertiaAttr(_vector(inertia if inertia.any() else np.full(3, 1e-3)))
     mass.CreatePrincipalAxesAttr(Gf.Quatf(*map(float, model.body_iquat[number])))
+    _set_physx(link.GetPrim(), "PhysxRigidBodyAPI", {"angularDamping": 0.0, **_AWAKE})
     _add_geoms(stage, link, model, number)
     return body
 
@@ -153,33 +200,26 @@ def _add_geoms(stage: Usd.Stage, parent: UsdGeom.Xform, model: mujoco.MjModel, b
         path = parent.GetPath().AppendChild(geom.name or f"geom_{number}")
         if geom.group[0] != HIDDEN or (body and model.body_mocapid[body] >= 0):
             add = _add_mesh if carries_camera else _add_shape
-            shape = add(stage, path, model.geom_type[number], model.geom_size[number])
+            shape = add(stage, path, model, int(number))
             _place(shape, model.geom_pos[number], model.geom_quat[number])
-            shape.CreateDisplayColorAttr([_vector(linear(_color(model, int(number))))])
+            shape.CreateDisplayColorAttr([_vector(linear(mesh.color(model, int(number))))])
         if geom.contype[0] or geom.conaffinity[0]:
-            _add_collider(stage, path.ReplaceName(f"{path.name}_touch"), model, number)
-
-
-def _color(model: mujoco.MjModel, number: int) -> NDArray[np.float64]:
-    """The colour of a geom; a texture is given by its mean."""
-    color = np.array(model.geom_rgba[number, :3], dtype=np.float64)
-    material = model.geom_matid[number]
-    texture = model.mat_texid[material, mujoco.mjtTextureRole.mjTEXROLE_RGB] if material >= 0 else -1
-    if texture >= 0:
-        start, channels = model.tex_adr[texture], model.tex_nchannel[texture]
-        count = model.tex_height[texture] * model.tex_width[texture] * channels
-        color *= model.tex_data[start : start + count].reshape(-1, channels)[:, :3].mean(axis=0) / 255.0
-    return color
+            _add_collider(stage, path.ReplaceName(f"{path.name}_touch"), model, int(number))
 
 
 def _add_collider(stage: Usd.Stage, path: Sdf.Path, model: mujoco.MjModel, number: int) -> None:
-    shape = _add_shape(stage, path, model.geom_type[number], model.geom_size[number])
+    shape = _add_shape(stage, path, model, number)
     _place(shape, model.geom_pos[number], model.geom_quat[number])
     shape.CreatePurposeAttr(UsdGeom.Tokens.guide)
     shape.CreateVisibilityAttr(UsdGeom.Tokens.invisible)
     prim = shape.GetPrim()
     UsdPhysics.CollisionAPI.Apply(prim)
-    _bind_friction(stage, prim, model.geom_friction[number])
+    if prim.IsA(UsdGeom.Mesh):
+        UsdPhysics.MeshCollisionAPI.Apply(prim).CreateApproximationAttr(UsdPhysics.Tokens.convexHull)
+    varied = model.geom_bodyid[number] > 0 or path.name.startswith(
+        (scene.TABLE_GEOMS_PREFIX, scene.TRAY_GEOMS_PREFIX)
+    )
+    _bind_friction(stage, prim, model.geom_friction[number], 0.0 if varied else FIXED)
     kinds = Sdf.ValueTypeNames
     for name, kind, value in (
         ("contype", kinds.Int, int(model.geom_contype[number])),
@@ -193,85 +233,47 @@ def _add_collider(stage: Usd.Stage, path: Sdf.Path, model: mujoco.MjModel, numbe
         _set(prim, f"mjc:{name}", kind, value)
 
 
-def _add_shape(stage: Usd.Stage, path: Sdf.Path, kind: int, size: NDArray[np.float64]) -> UsdGeom.Gprim:
-    """A primitive of MuJoCo's half sizes; what USD has none for becomes a mesh."""
-    if kind == _BOX:
+def _add_shape(stage: Usd.Stage, path: Sdf.Path, model: mujoco.MjModel, number: int) -> UsdGeom.Gprim:
+    """A geom as USD's primitive of the same size; what USD has none for becomes a mesh."""
+    kind, size = int(model.geom_type[number]), model.geom_size[number]
+    if kind == mesh.BOX:
         cube = UsdGeom.Cube.Define(stage, path)
         cube.CreateSizeAttr(2.0)
         cube.AddScaleOp().Set(_vector(size))
         return cube
-    if kind in (_CYLINDER, _CAPSULE):
-        made = (UsdGeom.Cylinder if kind == _CYLINDER else UsdGeom.Capsule).Define(stage, path)
+    if kind in (mesh.CYLINDER, mesh.CAPSULE):
+        made = (UsdGeom.Cylinder if kind == mesh.CYLINDER else UsdGeom.Capsule).Define(stage, path)
         made.CreateAxisAttr(UsdGeom.Tokens.z)
         made.CreateRadiusAttr(float(size[0]))
         made.CreateHeightAttr(2.0 * float(size[1]))
         return made
-    return _add_mesh(stage, path, kind, size)
+    return _add_mesh(stage, path, model, number)
 
 
-def _add_mesh(stage: Usd.Stage, path: Sdf.Path, kind: int, size: NDArray[np.float64]) -> UsdGeom.Gprim:
-    """A closed mesh of the same half sizes; capsules, round at both ends, stay primitives."""
-    if kind == _CAPSULE:
-        return _add_shape(stage, path, kind, size)
-    if kind not in _UNIT:
-        raise ConfigError(
-            f"geom {path.name}: type {kind} has no USD shape; valid: box, cylinder, capsule, ellipsoid"
-        )
-    points, faces = _UNIT[kind]()
-    half = np.array([size[0], size[0], size[1]]) if kind == _CYLINDER else size
-    mesh = UsdGeom.Mesh.Define(stage, path)
-    mesh.CreatePointsAttr([_vector(point * half) for point in points])
-    mesh.CreateFaceVertexCountsAttr([len(face) for face in faces])
-    mesh.CreateFaceVertexIndicesAttr([index for face in faces for index in face])
-    mesh.CreateSubdivisionSchemeAttr(UsdGeom.Tokens.none)
-    return mesh
+def _add_mesh(stage: Usd.Stage, path: Sdf.Path, model: mujoco.MjModel, number: int) -> UsdGeom.Gprim:
+    """A geom as a mesh; capsules, round at both ends, stay primitives."""
+    if int(model.geom_type[number]) == mesh.CAPSULE:
+        return _add_shape(stage, path, model, number)
+    points, faces = mesh.solid(model, number, f"geom {path.name}")
+    made = UsdGeom.Mesh.Define(stage, path)
+    made.CreatePointsAttr(Vt.Vec3fArray.FromNumpy(points.astype(np.float32)))
+    made.CreateFaceVertexCountsAttr([len(face) for face in faces])
+    made.CreateFaceVertexIndicesAttr([index for face in faces for index in face])
+    made.CreateSubdivisionSchemeAttr(UsdGeom.Tokens.none)
+    return made
 
 
-def _cube() -> Solid:
-    points = np.array([[x, y, z] for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)])
-    return points, [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
-
-
-def _tube() -> Solid:
-    """Lower ring, upper ring; the ends are polygons."""
-    around = 2 * np.pi * np.arange(_SLICES) / _SLICES
-    points = np.array([[np.cos(a), np.sin(a), z] for z in (-1.0, 1.0) for a in around])
-    lower, upper = list(range(_SLICES)), list(range(_SLICES, 2 * _SLICES))
-    sides = [[i, (i + 1) % _SLICES, _SLICES + (i + 1) % _SLICES, _SLICES + i] for i in lower]
-    return points, [lower[::-1], upper, *sides]
-
-
-def _sphere() -> Solid:
-    """Poles first, then rings from top to bottom."""
-    polar = np.pi * np.arange(1, _STACKS) / _STACKS
-    around = 2 * np.pi * np.arange(_SLICES) / _SLICES
-    rings = [[np.sin(p) * np.cos(a), np.sin(p) * np.sin(a), np.cos(p)] for p in polar for a in around]
-    points = np.array([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0], *rings])
-    faces: list[list[int]] = []
-    last = 2 + _SLICES * (_STACKS - 2)
-    for i in range(_SLICES):
-        k = (i + 1) % _SLICES
-        faces += [[0, 2 + i, 2 + k], [1, last + k, last + i]]
-        for ring in range(_STACKS - 2):
-            upper, lower = 2 + _SLICES * ring, 2 + _SLICES * (ring + 1)
-            faces += [[upper + i, lower + i, lower + k], [upper + i, lower + k, upper + k]]
-    return points, faces
-
-
-_UNIT: dict[int, Callable[[], Solid]] = {_BOX: _cube, _CYLINDER: _tube, _ELLIPSOID: _sphere}
-"""Meshes of half size one, faces counter-clockwise seen from outside."""
-
-
-def _bind_friction(stage: Usd.Stage, prim: Usd.Prim, friction: Sequence[float]) -> None:
+def _bind_friction(stage: Usd.Stage, prim: Usd.Prim, friction: Sequence[float], restitution: float) -> None:
     """One physics material for each prim, so that frictions can be varied one by one."""
     material = UsdShade.Material.Define(stage, prim.GetPath().AppendChild("friction"))
     physics = UsdPhysics.MaterialAPI.Apply(material.GetPrim())
     slide, spin_m, roll_m = map(float, friction)
     physics.CreateStaticFrictionAttr(slide)
     physics.CreateDynamicFrictionAttr(slide)
-    physics.CreateRestitutionAttr(0.0)
+    physics.CreateRestitutionAttr(restitution)
     _set(material.GetPrim(), "mjc:torsionalfriction", Sdf.ValueTypeNames.Double, spin_m)
     _set(material.GetPrim(), "mjc:rollingfriction", Sdf.ValueTypeNames.Double, roll_m)
+    _set_physx(material.GetPrim(), "PhysxMaterialAPI", {"frictionCombineMode": "max"})  # as in MuJoCo
     binding = UsdShade.MaterialBindingAPI.Apply(prim)
     binding.Bind(material, UsdShade.Tokens.weakerThanDescendants, "physics")
 
@@ -300,6 +302,14 @@ def _add_hinge(
         ("physxJoint:armature", joint.armature[0]),
     ):
         _set(prim, name, Sdf.ValueTypeNames.Double, float(value))
+    friction_nm = float(joint.frictionloss[0])
+    axis = {
+        "armature": float(joint.armature[0]),
+        "staticFrictionEffort": friction_nm,
+        "dynamicFrictionEffort": friction_nm,
+        "viscousFrictionCoefficient": float(np.deg2rad(joint.damping[0])),  # per degree
+    }
+    _set_physx(prim, "PhysxJointAxisAPI:angular", axis)
 
 
 def _connect(
@@ -339,6 +349,16 @@ def _place(prim: UsdGeom.Xformable, at_m: Iterable[float], turn_wxyz: Iterable[f
 
 def _set(prim: Usd.Prim, name: str, kind: Sdf.ValueTypeName, value: object) -> None:
     prim.CreateAttribute(name, kind, custom=True).Set(value)
+
+
+def _set_physx(prim: Usd.Prim, schema: str, values: Mapping[str, bool | float | str]) -> None:
+    """Applies one of PhysX's schemas, which this USD may not know, with what differs from its defaults."""
+    kinds = {bool: Sdf.ValueTypeNames.Bool, float: Sdf.ValueTypeNames.Float, str: Sdf.ValueTypeNames.Token}
+    prim.AddAppliedSchema(schema)
+    name = schema.replace("API", "")
+    space = name[0].lower() + name[1:]
+    for key, value in values.items():
+        _set(prim, f"{space}:{key}", kinds[type(value)], value)
 
 
 def _vector(values: Iterable[float]) -> Gf.Vec3f:

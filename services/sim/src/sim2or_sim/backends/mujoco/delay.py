@@ -1,33 +1,60 @@
-"""A pure delay of servo commands, counted in physics steps."""
+"""A pure delay of servo commands, counted in physics steps, for a batch of arms."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-Target = NDArray[np.float64]
+Targets = NDArray[np.float64]
+"""Shape (batch, n_joints), [rad]."""
 
 
 class Delay:
-    """Turns the target of one control period into the targets its physics steps see."""
+    """Turns the targets of one control period into the targets that its physics steps see.
 
-    def __init__(self, steps: int, substeps: int, start: Target) -> None:
-        """Starts with the arm commanded to hold ``start``.
+    Args:
+        home: Shape (batch, n_joints), what the arms are told before their first ``begin`` [rad].
+        substeps: Physics steps in a control period.
+        longest: The longest delay there will be, in physics steps.
+    """
+
+    def __init__(self, home: Targets, substeps: int, longest: int) -> None:
+        depth = longest // substeps + 2
+        self._substeps, self._rows = substeps, np.arange(len(home))
+        self._past = np.repeat(home[:, None], depth, axis=1)
+        self._newest = depth - 1
+        self._whole, self._part = np.zeros((2, len(home)), dtype=int)
+
+    def begin(self, ids: Sequence[int] | NDArray[np.int_], steps: NDArray[np.int_], start: Targets) -> None:
+        """Arms hold ``start`` from now on.
 
         Args:
-            steps: Delay in physics steps.
-            substeps: Physics steps in a control period.
-            start: Shape (n_joints,), [rad].
+            ids: Which arms.
+            steps: Shape (len(ids),), their delays in physics steps.
+            start: Shape (len(ids), n_joints), [rad].
         """
-        self._whole, self._part = divmod(steps, substeps)
-        self._substeps = substeps
-        self._past = deque([start.copy()] * (self._whole + 2), maxlen=self._whole + 2)
+        self._whole[ids], self._part[ids] = np.divmod(steps, self._substeps)
+        self._past[ids] = start[:, None]
 
-    def pieces(self, target: Target) -> list[tuple[Target, int]]:
-        """The delayed targets of this period in order, each with the number of physics steps it acts."""
-        self._past.append(target.copy())
-        old, new = self._past[0], self._past[1]
-        both = [(old, self._part), (new, self._substeps - self._part)]
-        return [(value, count) for value, count in both if count]
+    def push(self, targets: Targets) -> None:
+        """The targets of the next control period."""
+        self._past[:, :-1] = self._past[:, 1:]
+        self._past[:, -1] = targets
+
+    def pieces(self, index: int) -> list[tuple[NDArray[np.float64], int]]:
+        """What one arm is told in this period: targets, shape (n_joints,), each with its physics steps."""
+        newer, part = self._newest - self._whole[index], int(self._part[index])
+        new = (self._past[index, newer], self._substeps - part)
+        return [(self._past[index, newer - 1], part), new] if part else [new]
+
+    def spans(self) -> list[tuple[Targets, int]]:
+        """What all arms are told in this period, cut wherever one of them is told something new."""
+        newer = self._newest - self._whole
+        old, new = self._past[self._rows, newer - 1], self._past[self._rows, newer]
+        cuts = np.unique([0, *self._part, self._substeps]).tolist()
+        return [
+            (np.where(self._part[:, None] > begin, old, new), end - begin) for begin, end in pairwise(cuts)
+        ]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
 import mujoco
 from sim2or.contracts.geometry import Part
+from sim2or.contracts.room import Fitting
 from sim2or.contracts.task import Table
 
 GLOVE = (0.80, 0.86, 0.95)
 GOWN = (0.16, 0.42, 0.62)
 _GLOSS = {"matte": 0.1, "satin": 0.4, "steel": 0.8}
-_FLOOR_M = -0.85
+FLOOR, _FLOOR_M = "floor", -0.85
 SCENERY = 2  # drawn for people only; outside the views of the robot's cameras
 HIDDEN = 4  # never drawn: groups above 2 are off
 _BOX, _CYLINDER = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CYLINDER
@@ -26,8 +29,25 @@ def add_materials(spec: mujoco.MjSpec) -> None:
         spec.add_material(name=name, specular=gloss, shininess=0.2 + 0.6 * gloss, reflectance=0.0)
 
 
-def add_room(spec: mujoco.MjSpec) -> None:
-    """Adds lights, floor, walls and what stands around; nothing of it touches anything."""
+def add_room(spec: mujoco.MjSpec, keep: Collection[Fitting]) -> None:
+    """Adds the light, and of floor, walls and fixtures what is kept; nothing of it touches anything."""
+    world = spec.worldbody
+    world.add_light(
+        name="lamp",
+        pos=[0.25, -0.1, 1.6],
+        dir=[0.0, 0.05, -1.0],
+        diffuse=[0.50, 0.50, 0.48],
+        specular=[0.25] * 3,
+        castshadow=False,
+        type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
+    )
+    for fitting, add in _FITTINGS.items():
+        if fitting in keep:
+            add(spec, world)
+
+
+def _add_floor(spec: mujoco.MjSpec, world: mujoco.MjsBody) -> None:
+    """Tiles; they touch only where an own room has loose parts."""
     spec.add_texture(
         name="tiles",
         type=mujoco.mjtTexture.mjTEXTURE_2D,
@@ -39,24 +59,15 @@ def add_room(spec: mujoco.MjSpec) -> None:
     )
     tiles = spec.add_material(name="tiles", texrepeat=[8, 8], specular=0.1)
     tiles.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "tiles"
-    world = spec.worldbody
-    world.add_light(
-        name="lamp",
-        pos=[0.25, -0.1, 1.6],
-        dir=[0.0, 0.05, -1.0],
-        diffuse=[0.50, 0.50, 0.48],
-        specular=[0.25] * 3,
-        castshadow=False,
-        type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
-    )
-    _box(world, [0.3, 0.3, _FLOOR_M - 0.01], [2.4, 2.4, 0.01], [1, 1, 1], "tiles")
+    _box(world, [0.3, 0.3, _FLOOR_M - 0.01], [2.4, 2.4, 0.01], [1, 1, 1], "tiles", name=FLOOR)
+
+
+def _add_walls(spec: mujoco.MjSpec, world: mujoco.MjsBody) -> None:
     _box(world, [-1.6, 0.3, 0.4], [0.02, 2.4, 1.25], [0.72, 0.82, 0.82])
     _box(world, [0.3, 2.2, 0.4], [2.4, 0.02, 1.25], [0.76, 0.85, 0.84])
     _box(world, [2.7, 0.3, 0.4], [0.02, 2.4, 1.25], [0.72, 0.82, 0.82])
     _box(world, [0.3, -2.1, 0.4], [2.4, 0.02, 1.25], [0.76, 0.85, 0.84])
     _box(world, [-1.57, 0.3, _FLOOR_M + 0.06], [0.02, 2.4, 0.06], [0.45, 0.55, 0.56])
-    _add_monitor(world)
-    _add_lamp(world)
 
 
 def add_drape(spec: mujoco.MjSpec, table: Table) -> None:
@@ -143,7 +154,7 @@ def _part(
     )
 
 
-def _add_monitor(world: mujoco.MjsBody) -> None:
+def _add_monitor(spec: mujoco.MjSpec, world: mujoco.MjsBody) -> None:
     """A patient monitor on the wall, with three traces."""
     x, y, z = -1.54, 0.62, 0.46
     _box(world, [x, y, z], [0.03, 0.36, 0.22], [0.10, 0.11, 0.12], "satin", group=SCENERY)
@@ -155,7 +166,7 @@ def _add_monitor(world: mujoco.MjsBody) -> None:
             _box(world, at, [0.002, 0.030 if k % 3 != 1 else 0.006, height / 2], color, group=SCENERY)
 
 
-def _add_lamp(world: mujoco.MjsBody) -> None:
+def _add_lamps(spec: mujoco.MjSpec, world: mujoco.MjsBody) -> None:
     """Two surgical lamps overhead."""
     for x, y in ((-0.35, 0.55), (0.15, 0.95)):
         at = [x, y, 0.62]
@@ -171,6 +182,15 @@ def _add_lamp(world: mujoco.MjsBody) -> None:
                 group=SCENERY,
             )
         _box(world, [x, y, 1.1], [0.02, 0.02, 0.45], [0.80, 0.82, 0.84], group=SCENERY)
+
+
+_FITTINGS: dict[Fitting, Callable[[mujoco.MjSpec, mujoco.MjsBody], None]] = {
+    Fitting.FLOOR: _add_floor,
+    Fitting.WALLS: _add_walls,
+    Fitting.MONITOR: _add_monitor,
+    Fitting.LAMPS: _add_lamps,
+}
+"""In the order in which they are added; the drape goes with the table."""
 
 
 def _box(

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 from sim2or.contracts.geometry import Friction, Part
 from sim2or.contracts.robot import Body, Pad, RobotProfile
+from sim2or.contracts.room import Fitting
 from sim2or.contracts.task import Camera, TaskProfile
 
-from sim2or_sim.backends.mujoco import room
+from sim2or_sim.backends.mujoco import room as looks
+from sim2or_sim.backends.mujoco.contact import GROUND, INSTRUMENT, PAD, touch
 
-PAD, INSTRUMENT, GROUND = 1, 2, 4  # contact classes: pads and instruments touch each other and the ground
+if TYPE_CHECKING:
+    from sim2or_sim.rooms.room import Room
+
 INSTRUMENT_BODY = "instrument"
 PALM_BODIES = ("hand_open", "hand_closed")
 WELD = "hand_weld"
@@ -26,7 +31,6 @@ _SHAPES = {
     "capsule": mujoco.mjtGeom.mjGEOM_CAPSULE,
     "ellipsoid": mujoco.mjtGeom.mjGEOM_ELLIPSOID,
 }
-_CONTACT_SOLREF, _CONTACT_SOLIMP = (0.005, 1.0), (0.95, 0.99, 0.001, 0.5, 2.0)
 _HIDDEN_M = (0.0, 0.0, -5.0)
 
 
@@ -37,8 +41,18 @@ def build_robot(robot: RobotProfile) -> mujoco.MjModel:
     return spec.compile()
 
 
-def build_scene(robot: RobotProfile, task: TaskProfile, instrument: str) -> mujoco.MjModel:
-    """The whole operating room with one instrument."""
+def build_scene(
+    robot: RobotProfile, task: TaskProfile, instrument: str, room: Room | None = None
+) -> mujoco.MjModel:
+    """The whole operating room with one instrument; by default the built-in room."""
+    return scene_spec(robot, task, instrument, room).compile()
+
+
+def scene_spec(
+    robot: RobotProfile, task: TaskProfile, instrument: str, room: Room | None = None
+) -> mujoco.MjSpec:
+    """The same before it is compiled, for who takes away or adds something."""
+    keep = frozenset(Fitting) if room is None else room.keep
     spec = _empty(task.physics_hz)
     bodies = _add_robot(spec, robot)
     _add_servos(spec, robot)
@@ -47,12 +61,16 @@ def build_scene(robot: RobotProfile, task: TaskProfile, instrument: str) -> mujo
         _add_camera(bodies[camera.body], name, camera)
     for name, camera in task.views.items():
         _add_camera(bodies[camera.body], name, camera)
-    room.add_room(spec)
-    _add_table(spec, task)
+    looks.add_room(spec, keep)
+    _add_table(spec, task, keep)
     _add_tray(spec, task)
     _add_instrument(spec, task, instrument)
     _add_hand(spec)
-    return spec.compile()
+    if room is not None:
+        from sim2or_sim.backends.mujoco.furniture import add_furniture  # trimesh and scipy: only when needed
+
+        add_furniture(spec, room)
+    return spec
 
 
 def _empty(physics_hz: float) -> mujoco.MjSpec:
@@ -71,7 +89,7 @@ def _empty(physics_hz: float) -> mujoco.MjSpec:
     visual.quality.numslices, visual.quality.numstacks = 14, 7
     visual.map.znear, visual.map.zfar = 0.005, 30.0
     spec.stat.extent, spec.stat.center = 1.0, [0.2, 0.0, 0.1]
-    room.add_materials(spec)
+    looks.add_materials(spec)
     return spec
 
 
@@ -140,14 +158,7 @@ def _add_pad(body: mujoco.MjsBody, name: str, pad: Pad, friction: Friction) -> N
         quat=euler_quat(pad.euler_rad),
         rgba=[0.15, 0.15, 0.16, 1.0],
     )
-    _touch(geom, PAD, INSTRUMENT | GROUND, friction)
-
-
-def _touch(geom: mujoco.MjsGeom, own: int, others: int, friction: Friction) -> None:
-    geom.contype, geom.conaffinity, geom.condim = own, others, 4
-    geom.friction = [friction.slide, friction.spin_m, friction.roll_m]
-    geom.solref, geom.solimp = _CONTACT_SOLREF, _CONTACT_SOLIMP
-    geom.mass = 0.0
+    touch(geom, PAD, INSTRUMENT | GROUND, friction)
 
 
 def add_part(body: mujoco.MjsBody, part: Part, name: str = "") -> mujoco.MjsGeom:
@@ -163,8 +174,8 @@ def add_part(body: mujoco.MjsBody, part: Part, name: str = "") -> mujoco.MjsGeom
         conaffinity=0,
         mass=0.0,
     )
-    geom.material = room.material(part.gloss)
-    geom.group = 0 if part.visible else room.HIDDEN
+    geom.material = looks.material(part.gloss)
+    geom.group = 0 if part.visible else looks.HIDDEN
     if name:
         geom.name = name
     return geom
@@ -179,7 +190,7 @@ def _add_camera(body: mujoco.MjsBody, name: str, camera: Camera) -> None:
     )
 
 
-def _add_table(spec: mujoco.MjSpec, task: TaskProfile) -> None:
+def _add_table(spec: mujoco.MjSpec, task: TaskProfile, keep: frozenset[Fitting]) -> None:
     table = task.table
     (x, y, top), (half_x, half_y) = table.center_m, table.half_m
     geom = spec.worldbody.add_geom(
@@ -189,8 +200,9 @@ def _add_table(spec: mujoco.MjSpec, task: TaskProfile) -> None:
         size=[half_x, half_y, 0.02],
         rgba=[*table.color, 1.0],
     )
-    _touch(geom, GROUND, PAD | INSTRUMENT, task.tray.friction)
-    room.add_drape(spec, table)
+    touch(geom, GROUND, PAD | INSTRUMENT, task.tray.friction)
+    if Fitting.DRAPE in keep:
+        looks.add_drape(spec, table)
 
 
 def _add_tray(spec: mujoco.MjSpec, task: TaskProfile) -> None:
@@ -210,9 +222,9 @@ def _add_tray(spec: mujoco.MjSpec, task: TaskProfile) -> None:
             pos=at,
             size=half,
             rgba=[*tray.color, 1.0],
-            material=room.material(0.8),
+            material=looks.material(0.8),
         )
-        _touch(geom, GROUND, PAD | INSTRUMENT, tray.friction)
+        touch(geom, GROUND, PAD | INSTRUMENT, tray.friction)
 
 
 def _add_instrument(spec: mujoco.MjSpec, task: TaskProfile, name: str) -> None:
@@ -225,7 +237,7 @@ def _add_instrument(spec: mujoco.MjSpec, task: TaskProfile, name: str) -> None:
     for part in instrument.parts:
         geom = add_part(body, part)
         if part.contact:
-            _touch(geom, INSTRUMENT, PAD | GROUND, instrument.friction)
+            touch(geom, INSTRUMENT, PAD | GROUND, instrument.friction)
             geom.mass = instrument.mass_kg * volumes[solid.index(part)] / sum(volumes)
 
 
@@ -233,7 +245,7 @@ def _add_hand(spec: mujoco.MjSpec) -> None:
     """Two looks of one hand, open and closed; the one in use follows the palm, the other is out of sight."""
     for name in PALM_BODIES:
         body = spec.worldbody.add_body(name=name, mocap=True, pos=_HIDDEN_M)
-        for part in room.hand_parts(closed=name.endswith("closed")):
+        for part in looks.hand_parts(closed=name.endswith("closed")):
             add_part(body, part)
     weld = spec.add_equality(name=WELD, type=mujoco.mjtEq.mjEQ_WELD, objtype=mujoco.mjtObj.mjOBJ_BODY)
     weld.name1, weld.name2, weld.active = PALM_BODIES[1], INSTRUMENT_BODY, False

@@ -1,4 +1,4 @@
-"""Applies a scenario's masses, frictions and looks to a model, always starting from the nominal one."""
+"""Applies a scenario's masses, frictions, gains and looks to a model, always from the nominal one."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ _VARIED = (
     "cam_pos",
     "cam_quat",
     "eq_data",
+    "actuator_gainprm",
+    "actuator_biasprm",
 )
 
 
@@ -39,13 +41,16 @@ class Variation:
         self._grip = [names.index(name) for name in scene.PAD_GEOMS] + instrument
 
     def apply(self, model: mujoco.MjModel, data: mujoco.MjData, scenario: Scenario) -> None:
-        """Puts masses, frictions and looks on the model; everything else returns to nominal."""
+        """Puts masses, frictions, gains and looks on the model; everything else returns to nominal."""
         for name, values in self._nominal.items():
             getattr(model, name)[:] = values
         model.body_mass[self._instrument] *= scenario.mass_factor
         model.body_inertia[self._instrument] *= scenario.mass_factor
         model.geom_friction[self._grip] *= scenario.grip_friction_factor
         model.geom_friction[self._table + self._tray] *= scenario.table_friction_factor
+        # A servo's torque is gain · target + bias · (1, position, velocity): both terms of it stiffen.
+        model.actuator_gainprm[:, 0] *= scenario.gain_factor
+        model.actuator_biasprm[:, 1:3] *= scenario.gain_factor
         mujoco.mj_setConst(model, data)
         model.stat.extent, model.stat.center = self._extent, self._center
         self.apply_visuals(model, scenario.visuals)

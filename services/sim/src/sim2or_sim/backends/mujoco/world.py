@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from math import isfinite
+from typing import TYPE_CHECKING, Any
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 from sim2or.contracts.robot import RobotProfile
 from sim2or.contracts.scenario import Scenario, check_scenario, sample_visuals
-from sim2or.contracts.task import TaskProfile
+from sim2or.contracts.task import Failure, TaskProfile
 from sim2or.errors import ConfigError, MessageError
 from sim2or.worlds.world import Sensed, Truth, WorldSpec
 
@@ -20,9 +21,11 @@ from sim2or_sim.backends.mujoco.delay import Delay
 from sim2or_sim.backends.mujoco.painter import Painter
 from sim2or_sim.backends.mujoco.room import HIDDEN
 from sim2or_sim.backends.mujoco.variation import Variation
-from sim2or_sim.task import Handover, HandState, Reading
+from sim2or_sim.task import Handovers, Reading
 
-_RELEASED_RAD = 0.05  # the jaws count as open beyond this
+if TYPE_CHECKING:
+    from sim2or_sim.rooms.room import Room
+
 _LIFT_OFF_M = 0.0002  # the instrument starts this far above the tray and settles
 _HIDDEN_M = np.array([0.0, 0.0, -5.0])
 _WARNINGS = (
@@ -33,142 +36,54 @@ _WARNINGS = (
 _SAMPLES_PEOPLE = 4  # anti-aliasing; images for a policy go without, it costs twice the time
 
 
-class _Room:
-    """One operating room: a model for each instrument, and the episode that runs in it."""
+class _Scene:
+    """The model of one instrument's operating room, its state, and where in them things are.
 
-    def __init__(self, robot: RobotProfile, task: TaskProfile, built: dict[str, mujoco.MjModel]) -> None:
-        self._robot, self._task, self._built = robot, task, built
-        self._models: dict[str, tuple[mujoco.MjModel, mujoco.MjData, Variation]] = {}
-        self.scenario: Scenario | None = None
-        self.stable = True
+    Arrays are views of the engine's own, so that reading and writing them costs no look-up.
 
-    def reset(self, scenario: Scenario) -> None:
-        """Loads the scenario; nothing of the episode before is left."""
-        task, name = self._task, scenario.instrument
-        self.scenario, self.stable, self.instrument = scenario, True, task.instruments[name]
-        self.model, self.data, self.variation = self._model(name)
-        self.variation.apply(self.model, self.data, scenario)
-        mujoco.mj_resetData(self.model, self.data)
-        self._find(self.model)
-        start = np.clip(
-            np.array(self._robot.home_rad) + scenario.start_rad, self._robot.lower_rad, self._robot.upper_rad
-        )
-        self.data.qpos[self._joints], self.data.ctrl[:] = start, start
-        rest_m = task.tray.center_m[2] + self.instrument.rest_height_m
-        free = self._free
-        self.data.qpos[free : free + 3] = (
-            task.tray.center_m[0] + scenario.x_m,
-            task.tray.center_m[1] + scenario.y_m,
-            rest_m + _LIFT_OFF_M,
-        )
-        # Yaw zero points the tip (x of the instrument) along the base's -y.
-        half = (scenario.yaw_rad - np.pi / 2) / 2
-        self.data.qpos[free + 3 : free + 7] = (np.cos(half), 0.0, 0.0, np.sin(half))
-        self.delay = Delay(round(scenario.lag_s * task.physics_hz), task.substeps, start)
-        self.rule = Handover(task, rest_m, _RELEASED_RAD)
-        self.steps = 0
-        self._place_hand()
-        mujoco.mj_forward(self.model, self.data)
+    Attributes:
+        joints: Addresses of the arm's joints in ``qpos``, in the profile's order.
+        pose: Shape (7,), the instrument's pose, quaternion wxyz [m].
+        velocity: Shape (3,), its linear velocity [m/s].
+        turn: Shape (9,), its rotation matrix, row by row; as new as the last kinematics.
+        grasp: Shape (3,), the point between the pads in the base frame [m]; likewise.
+        tool: Shape (9,), the tool's rotation matrix; likewise.
+        gripper: Address of the moving jaw's joint in ``qpos``.
+    """
 
-    def step(self, target: NDArray[np.float64]) -> None:
-        """One control period."""
-        self.steps += 1
-        if not self.stable:
-            return
-        kept = self.data.qpos.copy()
-        for delayed, count in self.delay.pieces(target):
-            self.data.ctrl[:] = delayed
-            mujoco.mj_step(self.model, self.data, count)
-        if self._broken():
-            self._freeze(kept)
-            return
-        mujoco.mj_kinematics(self.model, self.data)
-        if self.rule.done:
-            return
-        taken = self.rule.taken
-        self.rule.update(self.reading())
-        self._place_hand()
-        if self.rule.taken and not taken:
-            self._attach()
-
-    @property
-    def time_s(self) -> float:
-        return self.steps * self._task.period_s
-
-    def positions(self) -> NDArray[np.float32]:
-        return np.asarray(self.data.qpos[self._joints], dtype=np.float32)
-
-    def velocities(self) -> NDArray[np.float32]:
-        return np.asarray(self.data.qvel[self._dofs], dtype=np.float32)
-
-    def reading(self) -> Reading:
-        """What the task's rule looks at."""
-        fixed, moving = self._touching()
-        at, turn = self.instrument_pose()
-        velocity = self.data.qvel[self._free_dof : self._free_dof + 3]
-        return Reading(
-            time_s=self.time_s,
-            instrument_m=at,
-            tip_axis=turn[:, 0].copy(),
-            handle_m=at + turn @ np.array(self.instrument.handle_m),
-            speed_mps=float(np.sqrt(velocity @ velocity)),
-            fixed_pad=fixed,
-            moving_pad=moving,
-            grasp_m=self.data.site_xpos[self._grasp].copy(),
-            gripper_rad=float(self.data.qpos[self._gripper]),
-        )
-
-    def instrument_pose(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Origin, shape (3,) [m], and rotation matrix, shape (3, 3), in the base frame."""
-        turn = np.empty(9)
-        mujoco.mju_quat2Mat(turn, self.data.qpos[self._free + 3 : self._free + 7])
-        return self.data.qpos[self._free : self._free + 3].copy(), turn.reshape(3, 3)
-
-    def truth(self) -> Truth:
-        at, turn = self.instrument_pose()
-        tool = self.data.site_xmat[self._grasp].reshape(3, 3)
-        offset = tool.T @ (at - self.data.site_xpos[self._grasp])
-        axis = turn[:, 0]
-        rule = self.rule
-        return Truth(
-            instrument=np.concatenate([at, axis, offset, tool.T @ axis]).astype(np.float32),
-            taken=rule.taken,
-            done=rule.done,
-            success=rule.success,
-            failure=str(rule.failure),
-            facts=dict(rule.facts),
-        )
-
-    def _model(self, name: str) -> tuple[mujoco.MjModel, mujoco.MjData, Variation]:
-        if name not in self._models:
-            model = copy.copy(self._built[name])
-            self._models[name] = (model, mujoco.MjData(model), Variation(model))
-        return self._models[name]
-
-    def _find(self, model: mujoco.MjModel) -> None:
-        """Looks up addresses by name, in the profile's order of joints."""
-        joints = [model.joint(name) for name in self._robot.joint_names]
-        self._joints = np.array([joint.qposadr[0] for joint in joints])
-        self._dofs = np.array([joint.dofadr[0] for joint in joints])
-        free = model.joint(scene.INSTRUMENT_BODY)
-        self._free, self._free_dof = int(free.qposadr[0]), int(free.dofadr[0])
-        self._grasp = model.site(scene.GRASP_SITE).id
-        moving = next(body for body in self._robot.bodies if body.name == self._robot.tool.pads[1].body)
-        self._gripper = int(model.joint(moving.joint).qposadr[0])
+    def __init__(self, built: mujoco.MjModel, robot: RobotProfile) -> None:
+        self.model = model = copy.copy(built)
+        self.data = data = mujoco.MjData(model)
+        self.variation = Variation(model)
+        joints = [model.joint(name) for name in robot.joint_names]
+        self.joints = np.array([joint.qposadr[0] for joint in joints])
+        self.dofs = np.array([joint.dofadr[0] for joint in joints])
+        free, body = model.joint(scene.INSTRUMENT_BODY), model.body(scene.INSTRUMENT_BODY).id
+        address, dof = int(free.qposadr[0]), int(free.dofadr[0])
+        self.qpos, self.qvel, self.ctrl = data.qpos, data.qvel, data.ctrl
+        self.pose, self.velocity = data.qpos[address : address + 7], data.qvel[dof : dof + 3]
+        self.turn, site = data.xmat[body], model.site(scene.GRASP_SITE).id
+        self.grasp, self.tool = data.site_xpos[site], data.site_xmat[site]
+        moving = next(body for body in robot.bodies if body.name == robot.tool.pads[1].body)
+        self.gripper = int(model.joint(moving.joint).qposadr[0])
         self._pads = tuple(model.geom(name).id for name in scene.PAD_GEOMS)
-        body = model.body(scene.INSTRUMENT_BODY).id
         self._solid = {
             i for i in range(model.ngeom) if model.geom_bodyid[i] == body and model.geom_contype[i]
         }
         self._hands = tuple(int(model.body(name).mocapid[0]) for name in scene.PALM_BODIES)
         palms = [model.body(name).id for name in scene.PALM_BODIES]
-        self._hand_geoms = {
-            hand: np.flatnonzero(model.geom_bodyid == body)
-            for hand, body in zip(self._hands, palms, strict=True)
-        }
+        self._hand_geoms = [np.flatnonzero(model.geom_bodyid == palm) for palm in palms]
         self._weld = model.equality(scene.WELD).id
+        self._warnings = [data.warning[kind] for kind in _WARNINGS]
 
-    def _touching(self) -> tuple[bool, bool]:
+    def sound(self) -> bool:
+        """Whether the physics is still one."""
+        if any(warning.number for warning in self._warnings):
+            return False
+        return isfinite(self.qpos.dot(self.qpos) + self.qvel.dot(self.qvel))
+
+    def touching(self) -> tuple[bool, bool]:
+        """Whether the fixed and the moving pad touch the instrument."""
         touched: set[int] = set()
         if self.data.ncon:
             for one, two in self.data.contact.geom.tolist():
@@ -178,41 +93,131 @@ class _Room:
                     touched.add(one)
         return self._pads[0] in touched, self._pads[1] in touched
 
-    def _place_hand(self) -> None:
-        holding = self.rule.state is HandState.HOLDING
-        shown, hidden = (self._hands[1], self._hands[0]) if holding else self._hands
-        self.data.mocap_pos[shown], self.data.mocap_pos[hidden] = self.rule.palm_m, _HIDDEN_M
-        self.model.geom_group[self._hand_geoms[hidden]] = HIDDEN
-        self.model.geom_group[self._hand_geoms[shown]] = 0
-        x, y, _ = self._task.hand.from_direction
-        half = (np.arctan2(y, x) - np.pi / 2) / 2  # the hand's own frame comes from +y
-        self.data.mocap_quat[shown] = (np.cos(half), 0.0, 0.0, np.sin(half))
-        self.data.mocap_quat[hidden] = self.data.mocap_quat[shown]
+    def place_hand(self, palm_m: NDArray[np.float64], quaternion: tuple[float, ...], holding: bool) -> None:
+        """Of the two looks of the hand the one in use is at the palm, the other is hidden."""
+        for number, hand in enumerate(self._hands):
+            shown = number == holding
+            self.data.mocap_pos[hand] = palm_m if shown else _HIDDEN_M
+            self.data.mocap_quat[hand] = quaternion
+            self.model.geom_group[self._hand_geoms[number]] = 0 if shown else HIDDEN
 
-    def _attach(self) -> None:
-        """Welds the instrument to the hand as they are now."""
-        at, _ = self.instrument_pose()
+    def attach(self) -> None:
+        """Welds the instrument to the closed hand as they are now."""
         hand = self._hands[1]
         palm, turn = self.data.mocap_pos[hand], self.data.mocap_quat[hand]
         back, relative, offset = np.empty(4), np.empty(4), np.empty(3)
         mujoco.mju_negQuat(back, turn)
-        mujoco.mju_rotVecQuat(offset, at - palm, back)
-        mujoco.mju_mulQuat(relative, back, self.data.qpos[self._free + 3 : self._free + 7])
+        mujoco.mju_rotVecQuat(offset, self.pose[:3] - palm, back)
+        mujoco.mju_mulQuat(relative, back, self.pose[3:])
         self.model.eq_data[self._weld, :11] = (0.0, 0.0, 0.0, *offset, *relative, 1.0)
         self.data.eq_active[self._weld] = 1
 
-    def _broken(self) -> bool:
-        warned = any(self.data.warning[kind].number for kind in _WARNINGS)
-        return warned or not (np.isfinite(self.data.qpos).all() and np.isfinite(self.data.qvel).all())
 
-    def _freeze(self, kept: NDArray[np.float64]) -> None:
-        """The physics blew up: show the last good state and stop."""
-        self.stable = False
-        mujoco.mj_resetData(self.model, self.data)
-        self.data.qpos[:] = kept
-        self._place_hand()
-        mujoco.mj_forward(self.model, self.data)
-        self.rule.abort()
+class _Room:
+    """One operating room: a scene for each instrument, of which one is in use."""
+
+    def __init__(self, robot: RobotProfile, task: TaskProfile, built: dict[str, mujoco.MjModel]) -> None:
+        self._robot, self._task, self._built = robot, task, built
+        self._scenes: dict[str, _Scene] = {}
+        self.scenario: Scenario | None = None
+        x, y, _ = task.hand.from_direction
+        half = (np.arctan2(y, x) - np.pi / 2) / 2  # the hand's own frame comes from +y
+        self._hand_quaternion = (float(np.cos(half)), 0.0, 0.0, float(np.sin(half)))
+
+    def reset(self, scenario: Scenario, start: NDArray[np.float64], height_m: float) -> None:
+        """Loads the scenario, the arm at ``start`` [rad]; nothing of the episode before is left."""
+        task, name = self._task, scenario.instrument
+        self.scenario = scenario
+        if name not in self._scenes:
+            self._scenes[name] = _Scene(self._built[name], self._robot)
+        self.scene = one = self._scenes[name]
+        one.variation.apply(one.model, one.data, scenario)
+        mujoco.mj_resetData(one.model, one.data)
+        one.qpos[one.joints], one.ctrl[:] = start, start
+        one.pose[:3] = (
+            task.tray.center_m[0] + scenario.x_m,
+            task.tray.center_m[1] + scenario.y_m,
+            height_m + _LIFT_OFF_M,
+        )
+        # Yaw zero points the tip (x of the instrument) along the base's -y.
+        half = (scenario.yaw_rad - np.pi / 2) / 2
+        one.pose[3:] = (np.cos(half), 0.0, 0.0, np.sin(half))
+        self.place_hand(np.array(task.hand.rest_m), holding=False)
+        mujoco.mj_forward(one.model, one.data)
+
+    def step(self, pieces: list[tuple[NDArray[np.float64], int]]) -> bool:
+        """One control period; when the physics blew up, the last good state stays, and the answer is no."""
+        one = self.scene
+        kept = one.qpos.copy()
+        for told, count in pieces:
+            one.ctrl[:] = told
+            mujoco.mj_step(one.model, one.data, count)
+        if not one.sound():
+            mujoco.mj_resetData(one.model, one.data)
+            one.qpos[:] = kept
+            self.place_hand(self._palm_m, self._holding)
+            mujoco.mj_forward(one.model, one.data)
+            return False
+        mujoco.mj_kinematics(one.model, one.data)
+        return True
+
+    def place_hand(self, palm_m: NDArray[np.float64], holding: bool) -> None:
+        """The surgeon's hand is there [m], open or closed."""
+        self._palm_m, self._holding = palm_m.copy(), holding
+        self.scene.place_hand(palm_m, self._hand_quaternion, holding)
+
+    def instrument(self) -> NDArray[np.float32]:
+        """``Truth.instrument``."""
+        one, axis = self.scene, self.scene.turn[::3]
+        tool = one.tool.reshape(3, 3)
+        parts = (one.pose[:3], axis, (one.pose[:3] - one.grasp) @ tool, axis @ tool)
+        told: NDArray[np.float32] = np.concatenate(parts).astype(np.float32)
+        return told
+
+
+class _Seen:
+    """What the task's rule looks at, one row for each room of a batch, in arrays that stay where they are.
+
+    Attributes:
+        handles_m: Shape (batch, 3), handles in the instruments' frames [m].
+    """
+
+    def __init__(self, batch: int) -> None:
+        self._poses, self._turns = np.zeros((batch, 7)), np.zeros((batch, 9))
+        self._velocities, self._grasps_m, self.handles_m = np.zeros((3, batch, 3))
+        self._grippers_rad, self._pads = np.zeros(batch), np.zeros((2, batch), dtype=bool)
+        self._matrices, self._at_m = self._turns.reshape(batch, 3, 3), self._poses[:, :3]
+        self._times_s, self._speeds_mps = np.zeros((2, batch))
+        self._grips_m = np.zeros((batch, 3))
+        self._reading = Reading(
+            time_s=self._times_s,
+            instrument_m=self._at_m,
+            tip_axis=self._matrices[:, :, 0],
+            handle_m=self._grips_m,
+            speed_mps=self._speeds_mps,
+            fixed_pad=self._pads[0],
+            moving_pad=self._pads[1],
+            grasp_m=self._grasps_m,
+            gripper_rad=self._grippers_rad,
+        )
+
+    def look(self, index: int, one: _Scene) -> None:
+        """Reads one room."""
+        self._poses[index], self._turns[index] = one.pose, one.turn
+        self._velocities[index], self._grasps_m[index] = one.velocity, one.grasp
+        self._grippers_rad[index] = one.qpos[one.gripper]
+        self._pads[:, index] = one.touching()
+
+    def now(self, time_s: NDArray[np.float64]) -> Reading:
+        """The reading after every room was looked at.
+
+        Args:
+            time_s: Shape (batch,), since reset [s].
+        """
+        self._times_s[:] = time_s
+        np.sqrt(np.vecdot(self._velocities, self._velocities), out=self._speeds_mps)
+        np.add(self._at_m, np.matvec(self._matrices, self.handles_m), out=self._grips_m)
+        return self._reading
 
 
 class MujocoWorld:
@@ -223,7 +228,13 @@ class MujocoWorld:
     """
 
     def __init__(
-        self, robot: RobotProfile, task: TaskProfile, *, batch: int = 1, render: bool = True
+        self,
+        robot: RobotProfile,
+        task: TaskProfile,
+        *,
+        batch: int = 1,
+        render: bool = True,
+        room: Room | None = None,
     ) -> None:
         """Builds the models.
 
@@ -232,19 +243,17 @@ class MujocoWorld:
             task: The task.
             batch: How many rooms.
             render: Whether images may be asked for.
+            room: One's own operating room instead of the built-in one.
         """
-        size = (task.images.height_px, task.images.width_px, 3)
-        self.spec = WorldSpec(
-            robot=robot.name,
-            task=task.name,
-            joints=robot.joint_names,
-            cameras={name: size for name in task.cameras},
-            control_hz=task.control_hz,
-            batch=batch,
-        )
+        self.spec = WorldSpec.of(robot, task, batch)
         self.robot, self.task = robot, task
-        self._built = {name: scene.build_scene(robot, task, name) for name in task.instruments}
+        self._built = {name: scene.build_scene(robot, task, name, room) for name in task.instruments}
         self._rooms = [_Room(robot, task, self._built) for _ in range(batch)]
+        self._rule = Handovers(task, batch)
+        longest = round(task.bounds.lag_s[1] * task.physics_hz)
+        self._delay = Delay(np.tile(np.array(robot.home_rad), (batch, 1)), task.substeps, longest)
+        self._steps, self._stable = np.zeros(batch, dtype=int), np.zeros(batch, dtype=bool)
+        self._seen = _Seen(batch)
         self._render = render
         self._policy_painter: Painter | None = None
         self._people_painters: list[Painter] = []
@@ -260,65 +269,99 @@ class MujocoWorld:
             raise ConfigError(f"reset: {len(scenarios)} scenarios for {len(chosen)} worlds")
         for scenario in scenarios:
             check_scenario(self.task, scenario)
-        for scenario, index in zip(scenarios, chosen, strict=True):
-            self._rooms[index].reset(scenario)
+        ids, robot, task = list(chosen), self.robot, self.task
+        offsets_rad = np.array([one.start_rad for one in scenarios]).reshape(len(ids), -1)
+        starts = np.clip(np.array(robot.home_rad) + offsets_rad, robot.lower_rad, robot.upper_rad)
+        tools = [task.instruments[one.instrument] for one in scenarios]
+        heights_m = task.tray.center_m[2] + np.array([tool.rest_height_m for tool in tools])
+        for row, index in enumerate(ids):
+            self._rooms[index].reset(scenarios[row], starts[row], float(heights_m[row]))
+            self._seen.handles_m[index] = tools[row].handle_m
+        lags = np.array([round(one.lag_s * task.physics_hz) for one in scenarios], dtype=int)
+        self._delay.begin(ids, lags, starts)
+        self._rule.begin(ids, heights_m)
+        self._steps[ids], self._stable[ids] = 0, True
 
     def step(self, targets_rad: NDArray[np.float32]) -> None:
         """Holds joint position targets, shape (batch, n_joints), [rad], for one control period."""
         targets = np.asarray(targets_rad, dtype=np.float64)
         expected = (len(self._rooms), len(self.spec.joints))
-        if targets.shape != expected or not np.isfinite(targets).all():
+        if targets.shape != expected or np.count_nonzero(np.isfinite(targets)) != targets.size:
             raise MessageError(
                 f"step: targets_rad has shape {targets.shape}, needs {expected}, all finite [rad]"
             )
-        for room, target in zip(self._rooms, targets, strict=True):
-            if room.scenario is not None:
-                room.step(target)
+        self._delay.push(targets)
+        self._steps += 1
+        for index, room in enumerate(self._rooms):
+            if self._stable[index]:
+                if room.step(self._delay.pieces(index)):
+                    self._seen.look(index, room.scene)
+                else:
+                    self._stable[index] = False
+                    self._rule.abort(np.arange(len(self._rooms)) == index)
+        self._judge()
+
+    def _judge(self) -> None:
+        """The rule of the task after one control period."""
+        rule = self._rule
+        rule.update(self._seen.now(self._steps * self.task.period_s), among=self._stable)
+        for index in np.flatnonzero(rule.moved) if np.count_nonzero(rule.moved) else ():
+            self._rooms[index].place_hand(rule.palm_m[index], bool(rule.taken[index]))
+            if rule.took[index]:
+                self._rooms[index].scene.attach()
 
     def sense(self, index: int = 0, *, cameras: bool = True) -> Sensed:
         """Reads the sensors of one world now; images are rendered only when asked for."""
-        room = self._room(index)
-        images = {}
+        one, images = self._room(index).scene, {}
         if cameras:
             height, width = self.task.images.height_px, self.task.images.width_px
-            mujoco.mj_camlight(room.model, room.data)
+            mujoco.mj_camlight(one.model, one.data)
             painter = self._for_policy()
             images = {
-                name: painter.paint(room.model, room.data, name, height, width) for name in self.task.cameras
+                name: painter.paint(one.model, one.data, name, height, width) for name in self.task.cameras
             }
         return Sensed(
-            position_rad=room.positions(),
-            velocity_radps=room.velocities(),
+            position_rad=one.qpos[one.joints].astype(np.float32),
+            velocity_radps=one.qvel[one.dofs].astype(np.float32),
             images=images,
-            time_ns=round(room.time_s * 1e9),
+            time_ns=round(self._time_s(index) * 1e9),
         )
 
     def truth(self, index: int = 0) -> Truth:
         """Reads what only the simulator knows about one world now."""
-        return self._room(index).truth()
+        room, rule = self._room(index), self._rule
+        failure = rule.failure(index)
+        return Truth(
+            instrument=room.instrument(),
+            taken=bool(rule.taken[index]),
+            done=bool(rule.success[index]) or failure is not Failure.NONE,
+            success=bool(rule.success[index]),
+            failure=failure.value,
+            facts=rule.facts(index),
+        )
 
     def render(self, camera: str, *, index: int = 0, height: int, width: int) -> NDArray[np.uint8]:
         """Renders one camera at any size, for people."""
-        room = self._room(index)
-        mujoco.mj_camlight(room.model, room.data)
-        return self._for_people(height, width).paint(room.model, room.data, camera, height, width)
+        one = self._room(index).scene
+        mujoco.mj_camlight(one.model, one.data)
+        return self._for_people(height, width).paint(one.model, one.data, camera, height, width)
 
     def redraw_visuals(self, index: int, rng: np.random.Generator) -> None:
         """Draws light, hues and camera offsets of one world anew, from the task's ranges."""
-        room = self._room(index)
-        room.variation.apply_visuals(room.model, sample_visuals(self.task, rng))
+        one = self._room(index).scene
+        one.variation.apply_visuals(one.model, sample_visuals(self.task, rng))
 
     def snapshot(self, index: int = 0) -> dict[str, Any]:
         """The engine's full state, for replays and debugging."""
         room = self._room(index)
-        kind = mujoco.mjtState.mjSTATE_INTEGRATION
-        state = np.empty(mujoco.mj_stateSize(room.model, kind))
-        mujoco.mj_getState(room.model, room.data, state, kind)
+        kind, one = mujoco.mjtState.mjSTATE_INTEGRATION, room.scene
+        state = np.empty(mujoco.mj_stateSize(one.model, kind))
+        mujoco.mj_getState(one.model, one.data, state, kind)
         assert room.scenario is not None
         return {
             "engine": f"mujoco {mujoco.__version__}",
             "state": state,
-            "time_s": room.time_s,
+            "time_s": self._time_s(index),
             "scenario": room.scenario.model_dump(),
         }
 
@@ -329,6 +372,9 @@ class MujocoWorld:
                 painter.close()
         self._policy_painter = None
         self._people_painters.clear()
+
+    def _time_s(self, index: int) -> float:
+        return float(self._steps[index] * self.task.period_s)
 
     def _room(self, index: int) -> _Room:
         if not 0 <= index < len(self._rooms):
