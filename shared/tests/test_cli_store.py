@@ -12,6 +12,7 @@ from sim2or.cli.main import app
 from typer.testing import CliRunner
 
 Command = Callable[..., str]
+KIND = ("--kind", "recording")
 
 
 @pytest.fixture
@@ -112,3 +113,43 @@ def test_lineage_reaches_into_the_mirror(command: Command, tmp_path: Path) -> No
     Mirror((tmp_path / "share").as_uri()).push(other, digest)
     stored("a", "1")
     assert "far-thing" in command("lineage", digest[:15])
+
+
+def test_a_directory_is_added_from_within(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``add .`` takes the directory by its name; one that has the store in it is refused in one line."""
+    Path("runs/a").mkdir(parents=True)
+    root = Path("runs/a/store").absolute()
+    monkeypatch.setenv("SIM2OR_STORE", str(root))
+    Path("mine/deeper").mkdir(parents=True)
+    Path("mine/x").write_text("1")
+    assert "is in it; give a directory without it" in command("store", "add", ".", *KIND, status=2)
+    assert [path.name for path in root.parent.glob("add-*")] == []
+    monkeypatch.chdir("mine")
+    here = command("store", "add", ".", *KIND).strip()
+    monkeypatch.chdir("deeper")
+    assert command("store", "add", "..", *KIND).strip() == here
+    assert Store(root).manifest(here).producer == {"file": "mine"}
+
+
+def test_a_file_is_added_to_the_store_that_a_run_reads(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--run means that run's own store, or SIM2OR_STORE where it is set, as for ``sim2or run``."""
+    Path("x").write_text("1")
+    digest = command("store", "add", "x", *KIND, "--run", "mine").strip()
+    assert list(Store(Path("runs/mine/store")).digests()) == [digest]
+    monkeypatch.setenv("SIM2OR_STORE", str(tmp_path / "shared" / "store"))
+    Path("x").write_text("2")
+    other = command("store", "add", "x", *KIND, "--run", "mine").strip()
+    assert list(Store(tmp_path / "shared" / "store").digests()) == [other]
+    assert "recording" in command("lineage", other, "--run", "mine")
+
+
+def test_a_plugin_brings_its_kinds(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kind that only a stage of SIM2OR_PLUGINS takes can be added; without the plugin it is refused."""
+    Path("x").write_text("1")
+    arguments = ("store", "add", "x", "--kind", "numbers", "--run", "a")
+    assert "--kind 'numbers': valid: " in command(*arguments, status=2)
+    monkeypatch.syspath_prepend(Path(__file__).parent / "toy")
+    monkeypatch.setenv("SIM2OR_PLUGINS", "sim2or_toy.plugin")
+    assert command(*arguments).startswith("sha256:")

@@ -206,6 +206,12 @@ BAD = {
         "model: export}\n  - {stage: gap, inputs: {reference: trials, other: trials}}\n",
         ["scenarios", "'validation'", "reference 'trials' has list: 'heldout'"],
     ),
+    "a gap between two rooms": (
+        "model: export}\n",
+        "model: export}\n  - {id: there, stage: rollout, with: {trials: 4, actor: expert, room: theatre}}\n"
+        "  - {stage: gap, inputs: {reference: trials, other: there}, with: {scenarios: heldout}}\n",
+        ["inputs.other", "'there' has room: 'theatre', but 'trials' has room: ''"],
+    ),
     "missing key": ("name: small\n", "", ["name", "missing"]),
 }
 

@@ -121,6 +121,18 @@ def test_a_job_names_a_room_by_content(tmp_path: Path) -> None:
         read_pinned(f"{name}@{digest}")
 
 
+def test_a_path_may_have_an_at_sign(tmp_path: Path) -> None:
+    """A directory such as ``me@home`` is part of the path: its room is read with its digest, not without."""
+    (tmp_path / "me@home").mkdir()
+    name = _write(tmp_path / "me@home")
+    digest = read_room(name).manifest.digest()
+    assert read_pinned(f"{name}@{digest}").digests == {"room": digest}
+    with pytest.raises(ConfigError, match=f"needs its digest.*{name}@{digest}"):
+        read_pinned(name)
+    with pytest.raises(ConfigError, match="a digest has 64 digits"):
+        read_pinned(f"{name}@{digest[:-1]}")
+
+
 def test_a_pipeline_with_an_impossible_room_is_refused(tmp_path: Path) -> None:
     """Before anything runs: an unknown room and a path without its digest are named; a whole name is fine."""
 
@@ -129,9 +141,14 @@ def test_a_pipeline_with_an_impossible_room_is_refused(tmp_path: Path) -> None:
         return list(spec_findings("collect", spec))
 
     name = _write(tmp_path)
-    assert found("") == found("theatre") == found("/far/room.yaml@sha256:0") == []
+    digest = "sha256:" + "0" * 64
+    assert found("") == found("theatre") == found(f"/far@home/room.yaml@{digest}") == []
     assert [key for key, _ in found("theater")] == ["room"]
     assert f"`sim2or room check {name}` prints the whole name" in found(name)[0][1]
+    assert "a digest has 64 digits of 0-9 and a-f, this one is '0'" in found(f"{name}@sha256:0")[0][1]
+    (tmp_path / "me@home").mkdir()
+    mine = _write(tmp_path / "me@home")
+    assert f"{mine!r} needs its digest" in found(mine)[0][1]
 
 
 def test_an_artifact_knows_its_room(tmp_path: Path) -> None:

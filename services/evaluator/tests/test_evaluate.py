@@ -190,3 +190,28 @@ def test_summary_is_json(context: MakeContext, tmp_path: Path) -> None:
     trials = write_trials(tmp_path / "r", trial_lines())
     result = run(EvaluateSpec(), context(trials=trials, model=tmp_path))
     assert json.loads(json.dumps(result.summary))["successes"] == 30
+
+
+@pytest.mark.parametrize("key", ["engine", "physics", "room"])
+@pytest.mark.parametrize("role", ["trials", "expert"])
+def test_a_mixture_of_worlds_is_refused(context: MakeContext, tmp_path: Path, role: str, key: str) -> None:
+    """Trials of two engines, physics or rooms, in one input or in two, are no one rate: both are named."""
+    actor = "policy" if role == "trials" else role
+    here = trial_lines(count=5)
+    there = [line | {key: "elsewhere"} for line in trial_lines(count=1, offset=5, actor=actor)]
+    one, two = write_trials(tmp_path / "a", here), write_trials(tmp_path / "b", there)
+    inputs = {"trials": [one, two]} if role == "trials" else {"trials": one, role: two}
+    message = rf"b/trials.jsonl:1: {key}='elsewhere', but .*a/trials.jsonl:1 has {key}='';.*Roll out all"
+    with pytest.raises(JobError, match=message):
+        run(EvaluateSpec(), context(**inputs, model=tmp_path))
+
+
+def test_the_verdict_names_its_world(context: MakeContext, tmp_path: Path) -> None:
+    """Engine, physics and room are those of the trials; trials of older rollouts leave them empty."""
+    world = {"engine": "isaaclab", "physics": "ovphysx", "room": OTHER}
+    old = write_trials(tmp_path / "old", trial_lines(count=3))
+    new = write_trials(tmp_path / "new", [line | world for line in trial_lines(count=3)])
+    verdict = judged(EvaluateSpec(), context("new-job", trials=new, model=tmp_path))
+    assert {key: getattr(verdict, key) for key in world} == world
+    verdict = judged(EvaluateSpec(), context("old-job", trials=old, model=tmp_path))
+    assert (verdict.engine, verdict.physics, verdict.room) == ("", "", "")

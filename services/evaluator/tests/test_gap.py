@@ -15,6 +15,7 @@ from sim2or.messages.gap import GAP_FILE, Gap, GapSpec
 from sim2or.rollout.episode import Episode
 from sim2or.rollout.motion import motion_path, write
 from sim2or_evaluator.gap import measure, run
+from sim2or_evaluator.gap_page import named
 from sim2or_evaluator.statistics import wilson
 
 from .conftest import DIGEST, FakeContext, trial_lines, write_trials
@@ -203,6 +204,7 @@ def other_list(line: dict[str, Any]) -> None:
         (lambda line: line.update(actor="policy", artifact=DIGEST, commands=""), r"acted in mujoco but not"),
         (lambda line: line.update(latency_ticks=3), r"which has: .*3 ticks late"),
         (lambda line: line.update(engine=""), r"names no engine"),
+        (lambda line: line.update(room=DIGEST), r"room='sha256:a+', but .* has room='';.* in one room"),
     ],
 )
 def test_trials_of_something_else_are_refused(
@@ -223,6 +225,37 @@ def test_two_engines_in_one_input_are_refused(tmp_path: Path) -> None:
     one, two = rollouts(tmp_path / "a", "mujoco"), rollouts(tmp_path / "b", "isaaclab", actor="expert")
     with pytest.raises(JobError, match="takes rollouts of one engine"):
         gap(tmp_path, [one, two], [two])
+
+
+@pytest.mark.parametrize("key", ["physics", "room"])
+def test_two_worlds_in_one_input_are_refused(tmp_path: Path, key: str) -> None:
+    """An input is of one physics and of one room: the error names both values."""
+    one = rollouts(tmp_path / "a", "isaaclab")
+    two = rollouts(tmp_path / "b", "isaaclab", actor="expert", **{key: "elsewhere"})
+    with pytest.raises(JobError, match=rf"'elsewhere'.*'reference' takes rollouts of one {key}"):
+        gap(tmp_path, [one, two], [one, two])
+
+
+def test_an_actor_at_two_latencies_is_shown_twice(tmp_path: Path) -> None:
+    """Each latency has its own row and section, named by it; an actor at one latency is named without."""
+    sides = []
+    for engine in ("mujoco", "isaaclab"):
+        late = [rollouts(tmp_path / f"{engine}{n}", engine, actor="policy", latency_ticks=n) for n in (1, 3)]
+        sides.append([*late, rollouts(tmp_path / f"{engine}-expert", engine, actor="expert")])
+    out = run(GapSpec(), job(tmp_path, *sides)).outputs["gap"]
+    found = Gap.model_validate_json((out / GAP_FILE).read_bytes())
+    assert [closed.latency_ticks for closed in found.closed_loop] == [0, 1, 3]
+    assert list(named(found)) == [
+        "expert",
+        "policy aaaaaaaa, answers 1 ticks late",
+        "policy aaaaaaaa, answers 3 ticks late",
+    ]
+    page = (out / "index.html").read_text()
+    assert re.findall(r">Closed loop: ([^<]*)<", page) == [
+        "expert",
+        "policy, answers 1 ticks late",
+        "policy, answers 3 ticks late",
+    ]
 
 
 def test_missing_scenarios_are_refused(tmp_path: Path) -> None:

@@ -55,6 +55,16 @@ def evidence(context: MakeContext, tmp_path: Path) -> dict[str, Path]:
     }
 
 
+def test_the_page_names_the_world_of_the_trials(context: MakeContext, tmp_path: Path) -> None:
+    """Engine, physics and room stand beside the scenario list."""
+    world = {"engine": "isaaclab", "physics": "ovphysx", "room": OTHER}
+    trials = write_trials(tmp_path / "t", [line | world for line in trial_lines(count=3)])
+    judged = context("evaluate", trials=trials, model=tmp_path)
+    verdict = evaluate.run(EvaluateSpec(), judged).outputs["verdict"]
+    page = (report.run(SPEC, context(verdict=verdict)).outputs["report"] / "index.html").read_text()
+    assert f"held-out scenarios in isaaclab with ovphysx, in the room <code>{OTHER[:15]}</code>." in page
+
+
 def test_summary_has_every_figure(context: MakeContext, evidence: dict[str, Path]) -> None:
     """The summary holds the figures a run is judged by, worked out by hand from the artifacts."""
     out = report.run(SPEC, context(**evidence)).outputs["report"]

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sim2or.contracts.room import read_pinned, room_names
 from sim2or.errors import JobError
 from sim2or.messages.rollout import RolloutSpec
 from sim2or.rollout.motion import motion_path, read
 from sim2or.stage import Cancelled
-from sim2or_sim.rollout import FILMS, TRIALS, run
+from sim2or_sim.rollout import FILMS, TRIALS, physics_of, run
 
 
 @dataclass
@@ -110,6 +111,28 @@ def test_trials_side_by_side_are_those_one_by_one(tmp_path: Path) -> None:
         assert motions[0].tobytes() == motions[1].tobytes()
     films = [np.load(work / "rollouts" / "trial_900001.npz")["frames_room"] for work in (one, three)]
     np.testing.assert_array_equal(*films)
+
+
+def test_a_trial_names_its_world(tmp_path: Path) -> None:
+    """Every line has engine, physics and the room's digest, which is empty for the built-in room."""
+    name = room_names()[0]
+    for room in ("", name):
+        (tmp_path / f"in-{room}").mkdir()
+        run(spec(actor="random", trials=1, room=room), Job(tmp_path / f"in-{room}"))
+    worlds = [
+        [line[key] for key in ("engine", "physics", "room")]
+        for room in ("", name)
+        for line in lines(tmp_path / f"in-{room}")
+    ]
+    assert worlds == [["mujoco", "mujoco", ""], ["mujoco", "mujoco", read_pinned(name).digests["room"]]]
+
+
+def test_physics_of_isaac_lab_are_those_of_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newton where nothing is set; MuJoCo has one physics, whatever Isaac Lab's setting says."""
+    monkeypatch.delenv("SIM2OR_ISAAC_PHYSICS", raising=False)
+    assert physics_of("isaaclab") == "newton"
+    monkeypatch.setenv("SIM2OR_ISAAC_PHYSICS", "ovphysx")
+    assert (physics_of("isaaclab"), physics_of("mujoco")) == ("ovphysx", "mujoco")
 
 
 def test_chance_does_not_hand_over_instruments(tmp_path: Path) -> None:

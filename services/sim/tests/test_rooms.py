@@ -163,6 +163,51 @@ def test_a_part_reads_only_what_the_manifest_names(
         _load(tmp_path, files)
 
 
+@pytest.mark.parametrize(
+    ("inside", "told"),
+    [
+        ('<include file="{0}/other.xml"/>', r"<include file='{0}/other\.xml'> .*valid: given\.xml"),
+        ('<include file="other.xml"/>', r"<include file='other\.xml'> .*valid: given\.xml"),
+        ('<include file="../given.xml"/>', r"<include file='\.\./given\.xml'>"),
+        ('<asset><texture type="cube" fileright="other.png"/></asset>', r"<texture fileright='other\.png'>"),
+        ('<asset><model name="m" file="other.xml"/></asset>', r"<model file='other\.xml'>"),
+        ('<deformable><skin file="other.skn"/></deformable>', r"<skin file='other\.skn'>"),
+        ('<worldbody><flexcomp file="other.obj"/></worldbody>', r"<flexcomp file='other\.obj'>"),
+        ('<include file="given.xml"/>', r"<mesh file='m/other\.obj'> in given\.xml"),
+        ('<INCLUDE file="given.xml"/>', r"<mesh file='m/other\.obj'> in given\.xml"),
+    ],
+)
+def test_nothing_is_read_from_where_the_worker_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str, told: str
+) -> None:
+    """An MJCF file reads by no element, path or included file what the manifest does not name."""
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    (place / "other.xml").write_bytes(_mjcf()["part.xml"])
+    monkeypatch.chdir(place)
+    part = f"<mujoco>{inside.format(place)}</mujoco>".encode()
+    given = b'<mujoco><asset><mesh file="m/other.obj"/></asset></mujoco>'
+    with pytest.raises(ConfigError, match=r"room 'mine': part 'block': part\.xml: " + told.format(place)):
+        _load(tmp_path, {"part.xml": part, "given.xml": given})
+
+
+def test_an_mjcf_part_reads_what_it_is_given(tmp_path: Path) -> None:
+    """A mesh of an included file, in the folder that the compiler names, is read where it is named."""
+    (tmp_path / "m").mkdir()
+    mesh = b'<mujoco><asset><mesh name="block" file="part.obj"/></asset></mujoco>'
+    parts = '<compiler meshdir="m/"/><include file="./mesh.xml"/><worldbody><geom type="mesh" mesh="block"/>'
+    files = {"part.xml": f"<mujoco>{parts}</worldbody></mujoco>".encode(), "mesh.xml": mesh}
+    (part,) = _load(tmp_path, files | {"m/part.obj": _obj()["part.obj"]}).parts
+    assert sorted(part.size_m) == pytest.approx(sorted(SIZE_M), abs=1e-6)
+
+
+def test_an_mjcf_part_has_no_doctype(tmp_path: Path) -> None:
+    """A DOCTYPE, by which an entity could hide a name, is refused."""
+    text = '<!DOCTYPE mujoco [<!ENTITY x "other.xml">]><mujoco><include file="&x;"/></mujoco>'
+    with pytest.raises(ConfigError, match=r"has a DOCTYPE, .*; remove it"):
+        _load(tmp_path, {"part.xml": text.encode()})
+
+
 def test_colours_beside_an_obj_are_read_only_when_named(tmp_path: Path) -> None:
     """An MTL that the manifest does not name leaves the part grey; the part's own colour beats the file's."""
     files = _obj()

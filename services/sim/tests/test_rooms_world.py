@@ -140,6 +140,6 @@ def test_nothing_is_recorded_in_a_room_without_a_licence(tmp_path: Path) -> None
     shutil.copytree(source.parent, tmp_path / "mine")
     manifest = tmp_path / "mine" / source.name
     manifest.write_text(manifest.read_text().replace("license: Apache-2.0, ", "", 1))
-    spec = CollectSpec(demos=1, room=f"{manifest}@sha256:0")
+    spec = CollectSpec(demos=1, room=f"{manifest}@sha256:{64 * '0'}")
     with pytest.raises(ConfigError, match=r"parts\.0\.license: missing key"):
         collect(spec, Work(tmp_path / "collect"))

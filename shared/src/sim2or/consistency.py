@@ -147,13 +147,20 @@ def _deploy_findings(step: Step, steps: Mapping[str, Step]) -> Iterator[Finding]
 
 
 def _gap_findings(step: Step, steps: Mapping[str, Step]) -> Iterator[Finding]:
-    """A gap's trials: of the list, the task and the robot that it says."""
+    """A gap's trials: of the list, the task and the robot that it says, all in one room."""
+    rooms: dict[str, str] = {}
     for role in ("reference", "other"):
         for source in _sources(step, role, steps, "rollout"):
             for ours, theirs in (("scenarios", "list"), ("task", "task"), ("robot", "robot")):
                 if source.spec[theirs] != step.spec[ours]:
                     text = f"{step.spec[ours]!r}, but {role} {source.id!r} has {theirs}"
                     yield ours, f"{text}: {source.spec[theirs]!r}"
+            room = source.spec.get("room", "")
+            first = next(iter(rooms), room)
+            if room != first:
+                text = f"{source.id!r} has room: {room!r}, but {rooms[first]!r} has room: {first!r}"
+                yield f"inputs.{role}", f"{text}; only the engine may differ: name one room in all of them"
+            rooms.setdefault(room, source.id)
 
 
 def _sources(step: Step, role: str, steps: Mapping[str, Step], stage: str) -> Sequence[Step]:

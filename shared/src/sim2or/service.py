@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -53,6 +54,9 @@ from sim2or.worker import Assignment
 from sim2or.workspace import remove
 
 POLL_S = 0.2
+RETRY_S = 0.5
+"""How soon a bus that did not answer is told again [s]."""
+
 CLAIM_S = 0.5
 """How long it waits for a job before it looks at what else there is to do [s]."""
 
@@ -421,15 +425,23 @@ class Agent:
             return None
 
     def _settle(self, claim: Claim, end: Mapping[str, Any]) -> str:
-        """Tells the bus how the job ended, again and again until the bus takes it."""
+        """Tells the bus how the job ended, again and again until the bus takes it.
+
+        An agent that stops tries on for another grace where the job is done, and not at all otherwise.
+        """
+        patience_s = self._settings.grace_s if "result" in end else 0.0
+        gives_up_s = math.inf
         while True:
             PULSE.beat()
             try:
                 return self._settle_once(claim, end)
             except TransientError as error:
                 self._log.warning("bus", error=str(error))
-                if self._stopping.wait(0.5):
+                if self._stopping.is_set():
+                    gives_up_s = min(gives_up_s, time.monotonic() + patience_s)
+                if time.monotonic() >= gives_up_s:
                     return "unrecorded"
+                time.sleep(RETRY_S)
 
     def _settle_once(self, claim: Claim, end: Mapping[str, Any]) -> str:
         if "stopped" in end:

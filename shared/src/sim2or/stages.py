@@ -152,6 +152,7 @@ STAGES: tuple[StageInfo, ...] = (
         entry="sim2or_dataset.importers.stage:STAGE",
         inputs={"recording": Role(("recording",), many=True)},
         outputs={"episodes": "episodes"},
+        warm_after="import",
         phase="dataset",
     ),
     _stage(
@@ -271,7 +272,7 @@ SERVICES: tuple[ServiceInfo, ...] = (
         environment=".venv-isaac",
         setup="make setup-isaac",
     ),
-    ServiceInfo("rl", "sim2or_sim", command=("serve-rl",), lock="rl"),
+    ServiceInfo("rl", "sim2or_sim", command=("serve-rl",), threads=0, lock="rl"),
     ServiceInfo("dataset", "sim2or_dataset", lock="learn"),
     ServiceInfo("trainer", "sim2or_trainer", threads=0, lock="learn"),
     ServiceInfo("exporter", "sim2or_exporter", lock="learn"),

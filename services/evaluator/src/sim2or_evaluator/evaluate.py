@@ -21,6 +21,7 @@ from sim2or_evaluator.trials import (
     read_trials,
     refuse_duplicates,
     refuse_gaps,
+    refuse_mixtures,
     refuse_other_actors,
     refuse_other_lists,
 )
@@ -46,17 +47,23 @@ def run(spec: EvaluateSpec, context: Context) -> StageResult:
     """
     lists = {n: range(part.first_seed, part.end_seed) for n, part in load_task(spec.task).lists.items()}
     out = fresh_directory(context.work / "verdict")
-    trials = _checked(context, "trials", spec, lists)
+    roles = ("trials", *(role for role in BASELINES if context.inputs.get(role)))
+    checked = {role: _checked(context, role, spec, lists) for role in roles}
+    refuse_mixtures([recorded for found in checked.values() for recorded in found], "a verdict")
+    trials = checked.pop("trials")
     groups = by_artifact(trials, context.digests.get("model", ()), spec.models)
     for group in groups.values():
         refuse_gaps(group, spec.trials)
     models = worst_first(judge(digest, _plain(group), spec) for digest, group in groups.items())
     worst = models[0]
-    others = {role: _other(context, role, spec, lists) for role in BASELINES if context.inputs.get(role)}
+    others = {role: _plain(found) for role, found in checked.items()}
     films = _films(groups[worst.artifact], spec, out / FILMS, context)
     verdict = Verdict(
         task=spec.task,
         scenarios=spec.scenarios,
+        engine=trials[0].trial.engine,
+        physics=trials[0].trial.physics,
+        room=trials[0].trial.room,
         first_seed=min(recorded.trial.seed for recorded in trials),
         confidence=spec.confidence,
         artifact=worst.artifact,
@@ -82,10 +89,6 @@ def _checked(context: Context, role: str, spec: EvaluateSpec, lists: dict[str, r
     refuse_other_actors(trials, role, ACTORS[role])
     refuse_other_lists(trials, spec.scenarios, lists)
     return trials
-
-
-def _other(context: Context, role: str, spec: EvaluateSpec, lists: dict[str, range]) -> list[Trial]:
-    return _plain(_checked(context, role, spec, lists))
 
 
 def _baseline(policy: Score, trials: Sequence[Trial], spec: EvaluateSpec) -> Baseline:

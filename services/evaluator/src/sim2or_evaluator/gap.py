@@ -146,6 +146,7 @@ def closed_loop(subject: Subject, pairs: Sequence[Pair], confidence: float) -> C
     return ClosedLoop(
         actor=subject.actor,
         artifact=subject.artifact,
+        latency_ticks=subject.latency_ticks,
         success=paired(pairs, confidence),
         instruments={
             name: paired([p for p in pairs if p.reference.trial.instrument == name], confidence)
@@ -247,6 +248,7 @@ def _summary(gap: Gap) -> dict[str, object]:
             {
                 "actor": found.actor,
                 "artifact": found.artifact,
+                "latency_ticks": found.latency_ticks,
                 "scenarios": found.success.reference.trials,
                 "successes": [found.success.reference.successes, found.success.other.successes],
                 "difference": found.success.difference,

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from sim2or.contracts.robot import load_robot
 from sim2or.contracts.task import load_task
-from sim2or.messages.gap import Gap, Paired
+from sim2or.messages.gap import ClosedLoop, Gap, Paired
 
 from sim2or_evaluator import gap_figures
 from sim2or_evaluator.film import Frames, find_recording, frames_per_s, read_frames, strip_jpeg, write_video
@@ -58,6 +58,7 @@ def write_page(
             gap=gap,
             task=load_task(gap.task),
             rows=rows,
+            late=[lateness(gap, closed) for closed in gap.closed_loop],
             figures={name: Markup(picture.svg) for name, picture in pictures.items()},
             films=_films(gap, pairs, films, out),
             short=SHORT,
@@ -70,10 +71,17 @@ def named(gap: Gap) -> dict[str, Paired]:
     """Every comparison of successes by a name for people, closed loop first."""
     rows: dict[str, Paired] = {}
     for closed in gap.closed_loop:
-        rows[f"{closed.actor} {closed.artifact[7:SHORT]}".strip()] = closed.success
+        rows[f"{closed.actor} {closed.artifact[7:SHORT]}".strip() + lateness(gap, closed)] = closed.success
     for replayed in gap.open_loop:
         rows[f"replay {replayed.commands[7:SHORT]}".strip()] = replayed.success
     return rows
+
+
+def lateness(gap: Gap, closed: ClosedLoop) -> str:
+    """How late an actor's answers arrived, where it acted at more than one latency; else ""."""
+    who = closed.actor, closed.artifact
+    latencies = {other.latency_ticks for other in gap.closed_loop if (other.actor, other.artifact) == who}
+    return f", answers {closed.latency_ticks} ticks late" if len(latencies) > 1 else ""
 
 
 def _save(pictures: Mapping[str, Picture], directory: Path) -> None:

@@ -8,7 +8,15 @@ from pathlib import Path
 
 from sim2or.errors import JobError
 
-from sim2or_evaluator.trials import Recorded, Trial, read_trials, refuse_duplicates, refuse_other_lists
+from sim2or_evaluator.trials import (
+    UNNAMED,
+    Recorded,
+    Trial,
+    read_trials,
+    refuse_duplicates,
+    refuse_mixtures,
+    refuse_other_lists,
+)
 
 REPLAY = "replay"
 SHOWN_SEEDS = 5
@@ -85,27 +93,23 @@ def read_side(role: str, directories: Sequence[Path], name: str, lists: Mapping[
         lists: The task's lists, as ranges of seeds.
 
     Raises:
-        JobError: There are none, of several engines, of an unknown one, of another list, or one occurs twice.
+        JobError: There are none, of an unknown engine, of several engines, physics or rooms, of another list,
+            or one occurs twice.
     """
     trials = read_trials(directories)
     if not trials:
         raise JobError(f"gap: the input {role!r} holds no trial; run `rollout` first")
     refuse_other_lists(trials, name, lists)
-    engine = trials[0].trial.engine
     for recorded in trials:
         if not recorded.trial.engine:
             raise JobError(f"{recorded.place}: names no engine; it is of an older rollout: roll out again")
-        if recorded.trial.engine != engine:
-            raise JobError(
-                f"{recorded.place}: engine={recorded.trial.engine!r}, but {trials[0].place} has {engine!r}; "
-                f"the input {role!r} takes rollouts of one engine"
-            )
+    refuse_mixtures(trials, f"the input {role!r}")
     groups: dict[Subject, list[Recorded]] = {}
     for recorded in trials:
         groups.setdefault(Subject.of(recorded), []).append(recorded)
     for group in groups.values():
         refuse_duplicates(group)
-    return Side(engine, groups)
+    return Side(trials[0].trial.engine, groups)
 
 
 def pair_up(reference: Side, other: Side) -> dict[Subject, list[Pair]]:
@@ -144,6 +148,12 @@ def _pairs(reference: Side, other: Side, subject: Subject) -> list[Pair]:
 
 
 def _refuse_other_scenario(pair: Pair) -> None:
+    rooms = pair.reference.trial.room, pair.other.trial.room
+    if rooms[0] != rooms[1]:
+        raise JobError(
+            f"{pair.other.place}: room={rooms[1]!r}, but {pair.reference.place} has room={rooms[0]!r}; only "
+            f"the engine may differ: roll out both in one room ({UNNAMED['room']})"
+        )
     one, two = pair.reference.trial.scenario, pair.other.trial.scenario
     if one != two:
         keys = sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))

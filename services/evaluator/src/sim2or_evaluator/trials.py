@@ -15,6 +15,10 @@ from sim2or.messages.message import Spec
 
 FILE = "trials.jsonl"
 
+OLDER = "'': an older rollout, which does not say"
+UNNAMED = {"engine": OLDER, "physics": OLDER, "room": "'': the built-in room, or an older rollout"}
+"""What makes the world of a trial, to what it means where a trial leaves it empty."""
+
 
 class Trial(Spec):
     """One line of ``trials.jsonl``; further numbers are kept as metrics.
@@ -25,6 +29,8 @@ class Trial(Spec):
         artifact: Digest of the policy that acted; empty for other actors.
         commands: Digest of the recorded commands that a replay played; empty for other actors.
         engine: The simulator; empty in trials of before there was a choice.
+        physics: What the engine computed with; empty in trials of before it was recorded.
+        room: Digest of the operating room; empty for the built-in one.
         failure: The cause; empty for a success.
     """
 
@@ -42,6 +48,8 @@ class Trial(Spec):
     artifact: str = ""
     commands: str = ""
     engine: str = ""
+    physics: str = ""
+    room: str = ""
     holds: int = Field(default=0, ge=0)
     dropped: bool = False
     safety: dict[str, int] = Field(default_factory=dict)
@@ -133,6 +141,27 @@ def refuse_other_actors(trials: Sequence[Recorded], role: str, actor: str) -> No
                 f"{recorded.place}: actor={recorded.trial.actor!r} cannot be the input {role!r}; "
                 f"valid: {actor!r}. Check which rollout goes into which input"
             )
+
+
+def refuse_mixtures(trials: Sequence[Recorded], taker: str) -> None:
+    """Refuses trials of several engines, physics or rooms: their successes are not one rate.
+
+    Args:
+        trials: Of any actor.
+        taker: What they are for, for messages.
+
+    Raises:
+        JobError: Naming both places, both values and what to do.
+    """
+    for recorded in trials:
+        for key, unnamed in UNNAMED.items():
+            value, first = getattr(recorded.trial, key), getattr(trials[0].trial, key)
+            if value != first:
+                raise JobError(
+                    f"{recorded.place}: {key}={value!r}, but {trials[0].place} has {key}={first!r}; "
+                    f"{taker} takes rollouts of one {key}. Roll out all of them with the one that is meant "
+                    f"({unnamed})"
+                )
 
 
 def refuse_gaps(trials: Sequence[Recorded], expected: int | None) -> None:

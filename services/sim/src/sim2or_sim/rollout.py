@@ -28,7 +28,7 @@ from sim2or.rollout.motion import motion_path
 from sim2or.rollout.policy import PolicyActor
 from sim2or.rollout.replay import Recording, ReplayActor, read_recordings
 from sim2or.safety.stop import StopLatch, TorqueStage
-from sim2or.settings import load_settings
+from sim2or.settings import load_settings, result_variables
 from sim2or.stage import Context, StageResult
 from sim2or.worlds.world import World
 
@@ -40,6 +40,9 @@ FILMED_CAMERA = "room"
 
 SERVICES = {"mujoco": "sim", "isaaclab": "sim-isaaclab"}
 """Engine to the service that rolls out in it, whose keys it has."""
+
+ISAAC_PHYSICS = "newton"
+"""What Isaac Lab computes with where nothing is set (``IsaacSettings``)."""
 
 
 def run(spec: RolloutSpec, context: Context) -> StageResult:
@@ -61,7 +64,13 @@ def run(spec: RolloutSpec, context: Context) -> StageResult:
     out = context.work / "rollouts"
     out.mkdir(parents=True, exist_ok=True)
     trials = Trials(
-        spec, robot, task, out, artifact=_artifact(spec, context), replayed=_replayed(spec, context)
+        spec,
+        robot,
+        task,
+        out,
+        artifact=_artifact(spec, context),
+        replayed=_replayed(spec, context),
+        room=room.digests["room"] if room else "",
     )
     batch = max(1, min(spec.num_envs, len(scenarios)))
     with closing(make_world(robot, task, batch=batch, backend=spec.engine, room=room)) as world:
@@ -93,6 +102,7 @@ class Trials:
         out: Directory of the rollouts; what an earlier attempt recorded there is kept.
         artifact: Digest of the policy that must act; "" for other actors.
         replayed: What a replay plays; None for other actors.
+        room: Digest of the operating room; "" for the built-in one.
     """
 
     def __init__(
@@ -104,10 +114,12 @@ class Trials:
         *,
         artifact: str,
         replayed: Replayed | None = None,
+        room: str = "",
     ) -> None:
         self.record = Record(out / TRIALS)
         self._spec, self._robot, self._task, self._out = spec, robot, task, out
-        self._artifact, self._replayed = artifact, replayed
+        self._artifact, self._replayed, self._room = artifact, replayed, room
+        self._physics = physics_of(spec.engine)
         self._kinematics = Kinematics(robot)
         self._latency_ticks = spec.latency_ticks if spec.actor in ("policy", "random") else 0
 
@@ -171,6 +183,8 @@ class Trials:
             "artifact": self._artifact,
             "commands": self._replayed.digest if self._replayed else "",
             "engine": self._spec.engine,
+            "physics": self._physics,
+            "room": self._room,
             "instrument": scenario.instrument,
             "request": scenario.request,
             "success": episode.success,
@@ -240,6 +254,13 @@ class Films:
         with (self._out / f"trial_{scenario.seed}.npz").open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **{f"frames_{FILMED_CAMERA}": np.array(pictures)})
         return self._world.truth(index).success
+
+
+def physics_of(engine: str) -> str:
+    """What an engine computes with, as ``IsaacSettings`` reads it; imports no engine."""
+    if engine != "isaaclab":
+        return engine
+    return result_variables([SERVICES[engine]]).get("SIM2OR_ISAAC_PHYSICS", ISAAC_PHYSICS)
 
 
 def _first(

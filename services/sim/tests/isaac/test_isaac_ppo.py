@@ -22,7 +22,7 @@ SPEC = ReinforceSpec(
     checkpoint_every=2,
     evaluate_list="validation",
     evaluate_episodes=4,
-    ppo=PPOSpec(num_steps_per_env=8, hidden_dims=(16,)),
+    ppo=PPOSpec(num_steps_per_env=62, hidden_dims=(16,)),
 )
 
 
@@ -54,3 +54,5 @@ def test_ppo_stops_goes_on_judges_and_exports(tmp_path: Path) -> None:
     assert Contract.read(result.outputs["model"]).task == "reach"
     lines = (result.outputs["checkpoint"] / "learning.jsonl").read_text().splitlines()
     assert [json.loads(line)["iteration"] for line in lines] == [1, 2]
+    assert all("reward" in json.loads(line) for line in lines)
+    assert (result.outputs["checkpoint"] / "learning.png").is_file()

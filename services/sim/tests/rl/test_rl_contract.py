@@ -98,9 +98,21 @@ def test_an_action_moves_its_joint_by_a_bounded_step_inside_the_range() -> None:
     moves = torch.eye(6)[:, :5]
     command = torch.tensor([[0.0, 0.0, 0.49, -0.49, 0.2, 0.3]])
     action = torch.tensor([[10.0, -0.5, 1.0, -1.0, 0.0]])
-    found = next_command(command, action, moves, lower, upper)[0]
+    found = next_command(command, command, action, moves, lower, upper)[0]
     expected = [DELTA_MAX_RAD, -DELTA_MAX_RAD / 2, 0.5, -0.5, 0.2, 0.3]
     assert found.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_targets_do_not_wind_up() -> None:
+    """What cannot follow has its target 0.06 rad ahead, however long it pushes; what does not act stays."""
+    wide = torch.full((6,), 3.0)
+    moves, position = torch.eye(6)[:, :5], torch.zeros(1, 6)
+    command = torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0, 0.3]])
+    for _ in range(100):
+        command = next_command(
+            command, position, torch.tensor([[1.0, -1.0, 0.5, 0.0, 1.0]]), moves, -wide, wide
+        )
+    assert command[0].tolist() == pytest.approx([0.06, -0.06, 0.06, 0.0, 0.06, 0.3], abs=1e-6)
 
 
 def test_full_steps_stay_inside_the_kernels_limits() -> None:

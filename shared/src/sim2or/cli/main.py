@@ -201,7 +201,7 @@ def lineage(
     from sim2or.artifacts.mirrored import ASK_PATIENCE_S, open_store
     from sim2or.settings import load_settings
 
-    roots = [run_directory(name) / "store"] if name else store_roots()
+    roots = store_roots(name)
     stores = [open_store(root) for root in roots]
     if roots and (mirror := load_settings().mirror):
         stores.append(open_store(roots[0], mirror, patience_s=ASK_PATIENCE_S))

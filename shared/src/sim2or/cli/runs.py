@@ -40,11 +40,13 @@ def running(name: str) -> Any:
     return state
 
 
-def store_roots() -> list[Path]:
-    """Every store that ``sim2or`` knows of from here."""
+def store_roots(name: str = "") -> list[Path]:
+    """The store of a run, where ``sim2or run`` has it; without a name every store known from here."""
     from sim2or.settings import load_settings
 
     settings = load_settings()
+    if name:
+        return [settings.model_copy(update={"run_dir": run_directory(name)}).store_root]
     return [settings.store] if settings.store else sorted(Path("runs").glob("*/store"))
 
 

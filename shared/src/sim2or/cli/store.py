@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as Grid
 
-from sim2or.cli.runs import run_directory, store_roots
+from sim2or.cli.runs import store_roots
 from sim2or.cli.terminal import out
 from sim2or.errors import ConfigError, choices
 
@@ -28,7 +28,7 @@ WIDTH = 200
 store_app = typer.Typer(no_args_is_help=True, help="List, add, send and fetch artifacts.")
 
 RunOption = Annotated[
-    str, typer.Option("--run", help="Name of the run; SIM2OR_STORE, or all runs, if empty.")
+    str, typer.Option("--run", help="Name of the run, all if empty; SIM2OR_STORE is the store of all.")
 ]
 Digests = Annotated[list[str], typer.Argument(help="Digests, or their first digits.")]
 
@@ -67,15 +67,20 @@ def add(
 ) -> None:
     """Put a file into the store and print its digest, which a pipeline can name as an input."""
     from sim2or.artifacts.store import Store
+    from sim2or.settings import load_settings
     from sim2or.stages import ANY, load_table
 
-    roles = [role for info in load_table().stages.values() for role in info.inputs.values()]
+    table = load_table(load_settings().plugins)
+    roles = [role for info in table.stages.values() for role in info.inputs.values()]
     kinds = {taken for role in roles for taken in role.kinds if taken != ANY}
     if kind not in kinds:
         raise ConfigError(f"--kind {kind!r}: {choices(kind, kinds)}")
     if not path.exists():
         raise ConfigError(f"{path}: no such file or directory")
+    path = path.resolve()  # the name of "." and of ".."
     store = Store(_one_root(name))
+    if store.root.resolve().parent.is_relative_to(path):
+        raise ConfigError(f"{path}: the store {store.root} is in it; give a directory without it")
     with TemporaryDirectory(prefix="add-", dir=store.root.parent) as directory:
         # A copy: the store takes files over by hard link, and nobody may write to them again.
         copied = Path(directory) / path.name
@@ -114,18 +119,13 @@ def pull(digests: Digests, name: RunOption = "") -> None:
             mirror.fetch(store, digest, progress=progress)
 
 
-def _roots(name: str) -> list[Path]:
-
-    return [run_directory(name) / "store"] if name else store_roots()
-
-
 def _one_root(name: str) -> Path:
     """The store that something is put into.
 
     Raises:
         ConfigError: There is none, or there are several.
     """
-    roots = _roots(name)
+    roots = store_roots(name)
     if len(roots) != 1:
         given = ", ".join(str(root.parent.name) for root in roots) or "none"
         raise ConfigError(f"into which store? give --run NAME (runs: {given}) or set SIM2OR_STORE")
@@ -135,7 +135,7 @@ def _one_root(name: str) -> Path:
 def _stores(name: str) -> list[Store]:
     from sim2or.artifacts.store import Store
 
-    return [Store(root) for root in _roots(name)]
+    return [Store(root) for root in store_roots(name)]
 
 
 def _mirror() -> Mirror | None:

@@ -7,6 +7,7 @@ manifest's digest stands for the whole room.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,6 +26,7 @@ MANIFEST = "room.yaml"
 _BUNDLED = Path(__file__).with_name("rooms")
 _UNIT_TOLERANCE = 1e-3
 _MAX_BYTES = 64 * 2**20
+_DIGITS = re.compile(r"[0-9a-f]{64}")
 
 
 class Label(StrEnum):
@@ -268,14 +270,32 @@ def check_reference(reference: str) -> None:
     """Refuses what cannot name a room in a job, without looking for the files of a path.
 
     Raises:
-        ConfigError: An unknown name, or a path without its digest.
+        ConfigError: An unknown name, or a path without its whole digest.
     """
-    if "@" not in reference and reference not in room_names():
-        manifest_path(reference)
+    name, digest = _split(reference)
+    if not digest and name not in room_names():
+        manifest_path(name)
         raise ConfigError(
             f"room: {reference!r} needs its digest, so that a job names one room; "
             f"`sim2or room check {reference}` prints the whole name"
         )
+
+
+def _split(reference: str) -> tuple[str, str]:
+    """Name and digest; only what ends in a digest has one, for a path may have an ``@`` of its own.
+
+    Raises:
+        ConfigError: The digest is none.
+    """
+    name, mark, digits = reference.rpartition("@sha256:")
+    if not mark:
+        return reference, ""
+    if not _DIGITS.fullmatch(digits):
+        raise ConfigError(
+            f"room: {reference!r}: a digest has 64 digits of 0-9 and a-f, this one is {digits!r}; "
+            f"`sim2or room check {name}` prints the whole name"
+        )
+    return name, f"sha256:{digits}"
 
 
 def read_pinned(reference: str) -> RoomFiles:
@@ -289,7 +309,7 @@ def read_pinned(reference: str) -> RoomFiles:
     Raises:
         ConfigError: As ``read_room``; a path without its digest, or with another one.
     """
-    name, _, digest = reference.partition("@")
+    name, digest = _split(reference)
     room = read_room(name)
     found = room.manifest.digest()
     if not digest and name not in room_names():

@@ -150,6 +150,7 @@ class ClosedLoop(Spec):
     Attributes:
         actor: "policy", "expert" or "random".
         artifact: Digest of the policy; "" for other actors.
+        latency_ticks: How late the actor's answers arrived.
         instruments: Instrument to its success in both.
         failures_reference: Cause to count in the reference.
         failures_other: Cause to count in the other engine.
@@ -158,6 +159,7 @@ class ClosedLoop(Spec):
 
     actor: str
     artifact: str
+    latency_ticks: Count = 0
     success: Paired
     instruments: dict[str, Paired]
     failures_reference: dict[str, Count]

@@ -79,6 +79,6 @@ class ReinforceSpec(Spec):
     seed: NonNegativeInt = 0
     threads: NonNegativeInt = 0
     checkpoint_every: PositiveInt = 10
-    evaluate_list: Literal["validation", "heldout"] = "heldout"
+    evaluate_list: Literal["validation", "heldout"] = "validation"
     evaluate_episodes: Annotated[int, Field(ge=0, le=10_000)] = 400
     ppo: PPOSpec = PPOSpec()

@@ -122,6 +122,9 @@ class Verdict(Spec):
     Attributes:
         artifact: Digest of the exported model the verdict is about: the worst of ``models``.
         scenarios: The scenario list the trials come from.
+        engine: The simulator of every trial; "" where older trials do not say.
+        physics: What the engine computed with; "" where older trials do not say.
+        room: Digest of the operating room of every trial; "" for the built-in one.
         models: One per exported model, worst first.
         baselines: Actor name to what it reached.
         evidence: Input role to the digests the verdict rests on.
@@ -131,6 +134,9 @@ class Verdict(Spec):
 
     task: str
     scenarios: str
+    engine: str = ""
+    physics: str = ""
+    room: str = ""
     first_seed: int
     confidence: Probability
     artifact: str

@@ -40,8 +40,13 @@ class Progress:
 
 
 def save(root: Path, progress: Progress, groups: Groups) -> None:
-    """Writes a checkpoint, then removes the older ones; a kill at any moment leaves a complete one."""
+    """Writes a checkpoint, then removes the older ones; a kill at any moment leaves a complete one.
+
+    One of the same iteration is kept as it is: nothing was learnt since.
+    """
     root.mkdir(exist_ok=True)  # in a workspace that is still there: another attempt may have it
+    if (root / _NAME.format(progress.iteration)).exists():
+        return
     for cut_short in root.glob(".iteration-*"):
         shutil.rmtree(cut_short)
     final = root / _NAME.format(progress.iteration)
@@ -51,7 +56,6 @@ def save(root: Path, progress: Progress, groups: Groups) -> None:
     state = unfinished / STATE_FILE
     state.write_text(json.dumps(asdict(progress), indent=1))
     sync(state)
-    shutil.rmtree(final, ignore_errors=True)
     unfinished.rename(final)
     sync(root)
     for older in root.glob("iteration-*"):

@@ -40,12 +40,14 @@ class ActionContract(Spec):
     Attributes:
         joints: The joints that move, in the order of the actions; the others keep their target.
         delta_max_rad: How far a target moves in a control period at an action of one [rad].
+        lead_max_rad: How far a target may be from where its joint is [rad].
         lower_rad: Lower ends of the ranges, in the order of the actions [rad].
         upper_rad: Upper ends [rad].
     """
 
     joints: Annotated[tuple[str, ...], Field(min_length=1)]
     delta_max_rad: PositiveFloat
+    lead_max_rad: PositiveFloat
     lower_rad: tuple[float, ...]
     upper_rad: tuple[float, ...]
 

@@ -11,15 +11,13 @@ from matplotlib.figure import Figure
 
 
 def draw_curve(lines: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Reward, share of successes and error by environment steps.
+    """Reward, share of successes and error by environment steps, each where the journal tells it.
 
     Args:
         lines: The journal's lines.
         path: PNG or SVG to write.
         title: Above the picture.
     """
-    finished = [line for line in lines if "reward" in line]
-    steps = [line["steps"] / 1e6 for line in finished]
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     FigureCanvasSVG(figure)
     panels = (
@@ -28,7 +26,8 @@ def draw_curve(lines: Sequence[dict[str, Any]], path: Path, title: str) -> None:
         ("error_m", 1e3, "error at the end [mm]"),
     )
     for axes, (key, scale, label) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        axes.plot(steps, [scale * line[key] for line in finished], color="#0b6e6e", linewidth=1.5)
+        told = [(line["steps"] / 1e6, scale * line[key]) for line in lines if key in line]
+        axes.plot([at for at, _ in told], [value for _, value in told], color="#0b6e6e", linewidth=1.5)
         axes.set(xlabel="environment steps [millions]", ylabel=label, ylim=(0, None))
         axes.grid(alpha=0.3)
     figure.suptitle(title, fontsize=10)

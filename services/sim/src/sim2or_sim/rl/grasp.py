@@ -24,6 +24,7 @@ WEIGHTS = {
     "touch": 0.5,
     "grasp": 3.0,
     "lift": 8.0,
+    "press": -100.0,
     "action_rate": -0.005,
 }
 AIM_M = (0.008, 0.0, -0.006)
@@ -89,6 +90,7 @@ def rewards(state: State, rest_m: Tensor) -> dict[str, Tensor]:
         "touch": near * state.pads.float().mean(-1),
         "grasp": held,
         "lift": held * lift,
+        "press": (state.command_rad - state.position_rad)[:, :-1].square().sum(-1),
         "action_rate": (state.action - state.previous_action).square().sum(-1),
     }
 

@@ -39,6 +39,9 @@ class IsaacEnv(RslRlVecEnvWrapper):
         """
         env = make_env(_IDS[learning.name], num_envs=num_envs, seed=seed, instruments=(instrument,))
         super().__init__(env, clip_actions=1.0)
+        # rooms begin at different points of an episode's time, so that a batch holds all of it
+        spread = torch.randint(self.max_episode_length, (num_envs,), device=self.device)
+        self.unwrapped.episode_length_buf[:] = spread
         self._learning, self._instrument = learning, instrument
         self._earned = torch.zeros(num_envs, device=self.device)
         self.tally = Tally()
@@ -46,6 +49,8 @@ class IsaacEnv(RslRlVecEnvWrapper):
     def step(self, actions: Tensor) -> tuple[TensorDict, Tensor, Tensor, dict[str, Any]]:
         """See ``VecEnv``."""
         observation, rewards, dones, extras = super().step(actions)
+        broken = self.unwrapped.termination_manager.get_term("unstable")
+        rewards = torch.where(broken, 0.0, rewards)
         self._earned = self._earned + rewards
         over = dones.bool()
         if over.any():

@@ -128,7 +128,10 @@ class MujocoEnv(VecEnv):
     def advance(self, actions: Tensor) -> State:
         """One control period, whatever ends in it."""
         self._previous, self._action = self._action, actions.clamp(-1.0, 1.0).clone()
-        self._command = next_command(self._command, self._action, self._joints, self._lower, self._upper)
+        position = _floats(self._rooms.position_rad)
+        self._command = next_command(
+            self._command, position, self._action, self._joints, self._lower, self._upper
+        )
         self._rooms.step(self._command.numpy().astype(np.float64))
         self.episode_length_buf = self.episode_length_buf + 1
         state = self.state()
@@ -155,9 +158,9 @@ class MujocoEnv(VecEnv):
         done = over | broken
         ids = done.nonzero().squeeze(-1).numpy()
         if len(ids):
-            error_m = self._learning.error_m(state)[ids]
-            success = self.succeeded[ids] & ~broken[ids]
-            self.tally.add(reward=self._earned[ids], success=success, error_m=error_m)
+            sound = ids[~broken[ids].numpy()]
+            error_m = self._learning.error_m(state)[sound]
+            self.tally.add(reward=self._earned[sound], success=self.succeeded[sound], error_m=error_m)
             self.begin(ids, self._draw(len(ids)))
         return self.get_observations(), rewards, done.long(), {"time_outs": over & ~broken}
 

@@ -81,4 +81,5 @@ class ServedPolicy(nn.Module):
             previous_action=none,
         )
         action: Tensor = self.network(self._learning.observation(state))
-        return next_command(command_rad, action, self.joints, self.lower, self.upper).unsqueeze(1)
+        target_rad = next_command(command_rad, position_rad, action, self.joints, self.lower, self.upper)
+        return target_rad.unsqueeze(1)

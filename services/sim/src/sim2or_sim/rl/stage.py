@@ -75,7 +75,7 @@ class Session:
                 f"instrument: {spec.instrument!r}; {choices(spec.instrument, self.task.instruments)}"
             )
         self.learning = learning_task(spec.goal, self.robot, self.task, spec.instrument)
-        threads = spec.threads or len(os.sched_getaffinity(0))
+        threads = spec.threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
         self.env = make_environment(spec, self.learning, self.robot, self.task, threads=threads)
         self.learner = Learner(self.env, spec.ppo, seed=spec.seed, device=str(self.env.device))
         self.train_s, self.cpu_s = 0.0, 0.0
@@ -222,6 +222,8 @@ class Session:
         asked = [
             self.spec.model_dump(mode="json", exclude=aside),
             list(self.context.digests.get("checkpoint", ())),
+            self.learning.contract(self.robot, self.task.control_hz).model_dump(mode="json"),
+            dict(self.learning.weights),
         ]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 

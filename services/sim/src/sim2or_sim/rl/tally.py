@@ -22,4 +22,4 @@ class Tally:
         """Means since the last call; empty when no episode ended."""
         episodes, sums = self._episodes, self._sums
         self._episodes, self._sums = 0, {}
-        return {name: value / episodes for name, value in sums.items()}
+        return {name: value / episodes for name, value in sums.items() if episodes}

@@ -13,7 +13,7 @@ from sim2or.contracts.task import TaskProfile
 from torch import Tensor
 
 from sim2or_sim.rl import grasp, reach
-from sim2or_sim.rl.action import DELTA_MAX_RAD
+from sim2or_sim.rl.action import DELTA_MAX_RAD, LEAD_MAX_RAD
 from sim2or_sim.rl.contract import ActionContract, Channel, Contract
 from sim2or_sim.rl.state import State
 
@@ -69,6 +69,7 @@ class LearningTask:
             action=ActionContract(
                 joints=robot.joint_names[acting],
                 delta_max_rad=DELTA_MAX_RAD,
+                lead_max_rad=LEAD_MAX_RAD,
                 lower_rad=tuple(map(float, robot.lower_rad[acting])),
                 upper_rad=tuple(map(float, robot.upper_rad[acting])),
             ),

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import struct
 import tempfile
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
+from xml.etree import ElementTree
 
 import mujoco
 import numpy as np
 import trimesh
 from numpy.typing import NDArray
 from sim2or.contracts.room import RoomPart
-from sim2or.errors import ConfigError
+from sim2or.errors import ConfigError, choices
 
 from sim2or_sim.backends.mujoco import mesh as compiled
 from sim2or_sim.rooms.surface import Color, Floats, Surface
@@ -24,22 +25,23 @@ Indices = NDArray[np.int64]
 _Y_UP = np.array([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, -1.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
 _SEEN_GROUPS = 3  # MuJoCo's viewer shows groups 0 to 2
 _GREY: Color = (0.7, 0.7, 0.7)
+_XML = ("include", "model")  # elements whose files may name further files; MuJoCo takes INCLUDE as well
 _BROKEN = (ValueError, LookupError, TypeError, AttributeError, NotImplementedError, struct.error)
 """What trimesh raises, depending on how a file is broken."""
 
 
-def read(part: RoomPart, files: Files) -> list[Surface]:
+def read(part: RoomPart, files: Files, what: str) -> list[Surface]:
     """The surfaces of a part in its own frame, z up, metres, before its scale.
 
     Args:
         part: What the manifest says.
         files: The files it may read, by name.
+        what: The part, for messages.
 
     Raises:
         ConfigError: The file is none of its format, holds no triangles, moves by itself, or asks for a file
             that the manifest does not name.
     """
-    what = f"part {part.name!r}: {part.file}"
     surfaces, up = _READERS[part.format](part.file, files, what)
     surfaces = [surface for surface in surfaces if len(surface.faces)]
     if not surfaces:
@@ -177,8 +179,8 @@ def _read_mjcf(name: str, files: Files, what: str) -> tuple[list[Surface], str]:
     """As MuJoCo compiles it: what its viewer shows is seen, what can collide touches."""
     beside = {file: content for file, content in _relative(name, files).items() if file != Path(name).name}
     try:
+        _check_reads(files[name], beside, what)
         spec = mujoco.MjSpec.from_string(files[name].decode(), include=beside)
-        _check_assets(spec, beside, what)
         spec.assets = {file: content for file, content in beside.items()}
         model = spec.compile()
     except (ValueError, UnicodeDecodeError) as error:
@@ -200,16 +202,62 @@ def _read_mjcf(name: str, files: Files, what: str) -> tuple[list[Surface], str]:
     return surfaces, "z"
 
 
-def _check_assets(spec: mujoco.MjSpec, beside: Files, what: str) -> None:
-    folders = {"meshes": spec.meshdir, "textures": spec.texturedir, "hfields": spec.meshdir}
-    asked = {
-        (Path(folder) / asset.file).as_posix()
-        for kind, folder in folders.items()
-        for asset in getattr(spec, kind)
-        if asset.file
-    }
-    if foreign := sorted(asked - set(beside)):
-        raise ConfigError(f"{what}: reads {', '.join(foreign)}; name it under `beside`, with its sha256")
+def _check_reads(part: bytes, beside: Files, what: str) -> None:
+    """Before MuJoCo sees the part: it takes from the file system what it is not given.
+
+    MuJoCo finds a given file by its last name alone, so a path that leads to one never leads elsewhere.
+    """
+    trees = _trees(part, beside, what)
+    nodes = [node for tree in trees.values() for node in tree.iter("compiler")]
+    folders = {node.get(key, "") for node in nodes for key in ("meshdir", "texturedir", "assetdir")}
+    for origin, tree in trees.items():
+        places = folders | {"", PurePosixPath(origin).parent.as_posix()}
+        for element, key, value in _asked(tree):
+            if not _given(value, places, beside):
+                where = f"{what}: <{element} {key}={value!r}>" + (f" in {origin}" if origin else "")
+                raise ConfigError(
+                    f"{where} reads a file that is not given; name it under `beside`, with its sha256, and "
+                    f"relative to the part's own file: {choices(value, beside)}"
+                )
+
+
+def _trees(part: bytes, beside: Files, what: str) -> dict[str, ElementTree.Element]:
+    """The part, by the name "", and each given file that it takes in as XML."""
+    trees = {"": _tree(part, what)}
+    waiting = [trees[""]]
+    while waiting:
+        tree = waiting.pop()
+        asked = {PurePosixPath(value).name for element, _, value in _asked(tree) if element.lower() in _XML}
+        for name in beside:
+            if PurePosixPath(name).name in asked and name not in trees:
+                trees[name] = _tree(beside[name], f"{what}: {name}")
+                waiting.append(trees[name])
+    return trees
+
+
+def _tree(content: bytes, what: str) -> ElementTree.Element:
+    text = content.decode()
+    if "<!DOCTYPE" in text:
+        raise ConfigError(f"{what}: has a DOCTYPE, whose entities may read files; remove it")
+    try:
+        return ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise ConfigError(f"{what}: no MJCF file ({error})") from error
+
+
+def _asked(tree: ElementTree.Element) -> Iterator[tuple[str, str, str]]:
+    """Element, attribute and value of each file that it names: ``file``, ``fileright``, ``filename`` …."""
+    for node in tree.iter():
+        for key, value in node.items():
+            if key.startswith("file"):
+                yield node.tag.rpartition("}")[2], key, value
+
+
+def _given(value: str, places: set[str], beside: Files) -> bool:
+    path = PurePosixPath(value)
+    if path.is_absolute() or ".." in path.parts:
+        return False
+    return any((PurePosixPath(place) / path).as_posix() in beside for place in places)
 
 
 def _relative(name: str, files: Files) -> dict[str, bytes]:

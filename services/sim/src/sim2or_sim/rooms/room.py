@@ -160,8 +160,9 @@ def intrusion(part: Furniture, place: str, low: Floats, high: Floats) -> str:
 
 
 def _furniture(part: RoomPart, files: RoomFiles) -> Furniture:
-    what = f"part {part.name!r}: {part.file}"
-    read = [surface.moved(np.eye(4), part.scale) for surface in formats.read(part, files.files[part.name])]
+    what = f"room {files.manifest.name!r}: part {part.name!r}: {part.file}"
+    own = formats.read(part, files.files[part.name], what)
+    read = [surface.moved(np.eye(4), part.scale) for surface in own]
     seen = [
         surface if part.color is None else surface.colored(part.color) for surface in read if surface.seen
     ]

@@ -25,6 +25,8 @@ from sim2or_sim.backends.isaaclab.tasks.tray import Envs, tool
 from sim2or_sim.rl.action import next_command
 from sim2or_sim.rl.state import State
 
+_TOO_FAR = 1e6  # a number beyond this is a physics that blew up [m, rad or rad/s]
+
 
 class CommandStepAction(ActionTerm):
     """Actions in −1…1 move the joint targets in force by a bounded step, see ``sim2or_sim.rl.action``.
@@ -64,7 +66,10 @@ class CommandStepAction(ActionTerm):
     def process_actions(self, actions: torch.Tensor) -> None:
         """Moves the targets, once in a control period."""
         self._raw[:] = actions
-        self.command_rad = next_command(self.command_rad, actions, self._moves, self._lower, self._upper)
+        position = self._asset.data.joint_pos.torch[:, self._order]
+        self.command_rad = next_command(
+            self.command_rad, position, actions, self._moves, self._lower, self._upper
+        )
 
     def apply_actions(self) -> None:
         """Tells every joint its target."""
@@ -108,6 +113,14 @@ class Held(ManagerTermBase):
     def reset(self, env_ids: Sequence[int] | torch.Tensor | slice | None = None) -> None:
         """Nothing was achieved yet."""
         self._held[slice(None) if env_ids is None else env_ids] = 0
+
+
+def unstable(env: LearningEnv) -> torch.Tensor:
+    """Shape (num_envs,): the physics blew up; the episode ends there and earns nothing."""
+    state = env.state()
+    moving = (state.position_rad, state.velocity_radps, state.tool_m, state.instrument_m)
+    sound = torch.cat(moving, dim=-1).abs() < _TOO_FAR  # no number is not sound either
+    return ~sound.all(-1)
 
 
 class LearningEnv(RoomEnv):
@@ -193,10 +206,11 @@ class ActionsCfg:
 
 @configclass
 class TerminationsCfg:
-    """Episodes end by time alone; ``success`` is the verdict at their end."""
+    """Episodes end by time, or where the physics blew up; ``success`` is the verdict at their end."""
 
     success: TerminationTermCfg = MISSING
     time_out: TerminationTermCfg = TerminationTermCfg(func=mdp.time_out, time_out=True)
+    unstable: TerminationTermCfg = TerminationTermCfg(func=unstable)
 
 
 @configclass
